@@ -1,0 +1,397 @@
+"""The likelihood of a batch and its exact gradient, in one pass and in chunks that fit the cache.
+
+The same function as :meth:`Ptychography.forward` followed by a loss. The gradient travels back through transposes: the Fourier
+transform, the propagator and the product with the object are symmetric operators, so that the way back uses the very operators of the
+way forward, and no complex conjugate is ever formed but once at the detector. Derivation and check against autograd:
+d loss / d z with z taken as independent of its conjugate (Wirtinger); torch's ``.grad`` is twice its conjugate.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ptycho.loss import Loss
+from ptycho.model import Ptychography
+from ptycho.multislice import gather
+from ptycho.optics import propagation_phase, shift_ramps
+
+
+@dataclass(frozen=True)
+class Wants:
+    """Which derivatives are needed; the object's and the probe's come together with the waves, the others cost a little."""
+
+    object: bool = True
+    probe: bool = True
+    offsets: bool = False
+    propagation: bool = False
+    background: bool = False
+
+
+@dataclass
+class Gradients:
+    """Loss of a batch and its derivatives, torch's convention (2 dL/dz* for complex leaves); None where not wanted.
+
+    ``object`` (states, slices, y, x), ``spectrum`` (modes, y, x) of the probe, ``offsets`` (B, 2) per pixel, ``tilt`` (B or 1, 2) per
+    rad, ``thickness`` (slices,) per Å, ``background`` shaped as the detector's.
+    """
+
+    loss: Tensor
+    object: Tensor | None = None
+    spectrum: Tensor | None = None
+    offsets: Tensor | None = None
+    tilt: Tensor | None = None
+    thickness: Tensor | None = None
+    background: Tensor | None = None
+
+
+class Workspace:
+    """Named buffers that are allocated once and used again for every chunk of one worker."""
+
+    def __init__(self) -> None:
+        self._buffers: dict[str, Tensor] = {}
+
+    def take(self, name: str, shape: tuple[int, ...], like: Tensor) -> Tensor:
+        """An uninitialised tensor of this shape with the type and device of ``like``; the same memory at every call with this name."""
+        count = math.prod(shape)
+        held = self._buffers.get(name)
+        if held is None or held.numel() < count or held.dtype != like.dtype:
+            held = self._buffers[name] = torch.empty(count, dtype=like.dtype, device=like.device)
+        return held[:count].view(shape)
+
+
+@dataclass
+class _Batch:
+    """What all chunks of a batch share: where the windows are, the probe's spectrum, ramps and kernels."""
+
+    corners: Tensor
+    counts: Tensor
+    spectrum: Tensor
+    ramps: tuple[Tensor, Tensor]
+    kernels: Tensor
+    tilt: Tensor
+    object_patches: Tensor | None
+    wants: Wants
+
+
+@dataclass
+class _Partial:
+    """Sums of one worker."""
+
+    loss: Tensor
+    spectrum: Tensor | None = None
+    thickness: Tensor | None = None
+    background: Tensor | None = None
+    tilts: list[tuple[int, Tensor]] = field(default_factory=list)
+    offsets: list[tuple[int, Tensor]] = field(default_factory=list)
+
+
+class Likelihood:
+    """Loss and gradients of batches, for one model and one loss.
+
+    On the CPU ``workers`` threads each take chunks of ``chunk`` patterns (torch itself then has to run single-threaded, see
+    :func:`ptycho.threads.single_threaded`); elsewhere the chunks run one after the other. The result does not depend on ``chunk``.
+    """
+
+    def __init__(self, model: Ptychography, loss: Loss, chunk: int | None = None, workers: int = 1, missing: bool = False) -> None:
+        self.model, self.loss, self.missing = model, loss, missing
+        self.device = model.object.transmission.device
+        waves = model.probe.wave.numel() * model.object.transmission.shape[0]
+        # Two or three buffers of this size per worker stay in a second-level cache; below about four fields the calls cost more than they do.
+        self.chunk = chunk or (max(1, round(4 * 128 * 128 / waves)) if self.device.type == "cpu" else 64)
+        self.workers = workers if self.device.type == "cpu" else 1
+        self._pool = ThreadPoolExecutor(self.workers, initializer=torch.set_flush_denormal, initargs=(True,)) if self.workers > 1 else None
+        self._spaces = [Workspace() for _ in range(self.workers)]
+        self._masked = bool((model.detector.mask != 1).any())
+        self._shared = Workspace()
+
+    @torch.no_grad()
+    def __call__(self, corners: Tensor, offsets: Tensor, counts: Tensor, spectrum: Tensor, tilt: Tensor, wants: Wants) -> Gradients:
+        """Gradients of the summed loss of a batch.
+
+        ``corners`` (B, 2) and ``offsets`` (B, 2) as from :meth:`Positions.split`, ``counts`` (B, ky, kx) electrons with zero frequency
+        in the corner (NaN where not measured, if ``missing`` was set), ``spectrum`` (modes, y, x) as from :meth:`Probe.spectrum`, ``tilt``
+        (1, 2) or (B, 2) in rad. The other parameters are read from the model.
+        """
+        model, size = self.model, self.model.size
+        transmission = model.object.transmission
+        states, slices = transmission.shape[:2]
+        shape = (len(corners), states, slices, size, size)
+        patches = self._shared.take("object", shape, transmission) if wants.object else None
+        batch = _Batch(corners, counts, spectrum, shift_ramps(offsets, size), self._kernels(tilt), tilt, patches, wants)
+        chunks = [slice(start, min(start + self.chunk, len(corners))) for start in range(0, len(corners), self.chunk)]
+        if self._pool is None:
+            partials = [self._work(self._spaces[0], batch, chunks)]
+        else:
+            jobs = [self._pool.submit(self._work, space, batch, chunks[w :: self.workers]) for w, space in enumerate(self._spaces)]
+            partials = [job.result() for job in jobs]
+        return self._collect(batch, partials)
+
+    def close(self) -> None:
+        """End the worker threads."""
+        if self._pool is not None:
+            self._pool.shutdown()
+
+    def _kernels(self, tilt: Tensor) -> Tensor:
+        """exp(i kappa dz) of each gap, (slices - 1, 1 or B, y, x)."""
+        p = self.model.propagator
+        kappa = propagation_phase(p.ky, p.kx, p.wavelength_A, tilt)
+        angle = p.thickness_A[:-1, None, None, None] * kappa
+        return torch.complex(torch.cos(angle), torch.sin(angle)).mul_(p.pass_band)
+
+    def _work(self, space: Workspace, batch: _Batch, chunks: list[slice]) -> _Partial:
+        with torch.no_grad():
+            real = self.model.detector.mask
+            partial = _Partial(torch.zeros((), dtype=torch.float64, device=self.device))
+            if batch.wants.probe:
+                partial.spectrum = space.take("spectrum", tuple(batch.spectrum.shape), batch.spectrum).zero_()
+            if batch.wants.propagation:
+                partial.thickness = torch.zeros_like(self.model.propagator.thickness_A)
+            if batch.wants.background:
+                partial.background = torch.zeros_like(real)
+            for chunk in chunks:
+                self._chunk(space, batch, chunk, partial)
+            return partial
+
+    def _chunk(self, space: Workspace, batch: _Batch, chunk: slice, partial: _Partial) -> None:
+        """Forward through the slices, detector, and back; adds to ``partial`` and to its rows of ``batch.object_patches``."""
+        transmission = self.model.object.transmission
+        ramp = torch.mul(batch.ramps[0][chunk], batch.ramps[1][chunk], out=self._take(space, "ramp", batch, chunk))
+        patches = self._gather(space, batch, chunk)
+        entrance = torch.mul(batch.spectrum, ramp[:, None], out=self._take(space, "entrance", batch, chunk, modes=True))[:, None]
+        waves, spectra = self._forward(space, batch, chunk, patches, entrance)
+        back = self._detect(space, batch, chunk, spectra[-1], partial)
+        back = torch.fft.fft2(back, norm="ortho", out=back)
+        for s in range(transmission.shape[1] - 1, -1, -1):
+            if batch.object_patches is not None:
+                _sum_modes(waves[s], back, batch.object_patches[chunk, :, s])
+            if s == 0 and not (batch.wants.probe or batch.wants.offsets):
+                return
+            back.mul_(patches[:, :, s, None])
+            torch.fft.ifft2(back, norm="ortho", out=back)
+            if s > 0:
+                if batch.wants.propagation:
+                    self._propagation_gradient(space, batch, chunk, s - 1, spectra[s - 1], back, partial)
+                back.mul_(self._kernel(batch, chunk, s - 1))
+                torch.fft.fft2(back, norm="ortho", out=back)
+        self._entrance_gradient(batch, chunk, ramp, entrance, back, partial)
+
+    def _forward(self, space: Workspace, batch: _Batch, chunk: slice, patches: Tensor, entrance: Tensor) -> tuple[list[Tensor], list[Tensor]]:
+        """The wave before each slice in real space, and behind each slice in reciprocal space (already propagated but for the last).
+
+        The spectra of inner slices are kept only when the derivatives of the propagator need them.
+        """
+        slices = patches.shape[2]
+        waves = [torch.fft.ifft2(entrance, norm="ortho", out=self._take(space, "wave0", batch, chunk, modes=True)[:, None])]
+        spectra = []
+        for s in range(slices):
+            last = s == slices - 1
+            name = "exit" if last else (f"spectrum{s}" if batch.wants.propagation else "inner")
+            spectrum = self._take(space, name, batch, chunk, states=True)
+            torch.mul(waves[s], patches[:, :, s, None], out=spectrum)
+            torch.fft.fft2(spectrum, norm="ortho", out=spectrum)
+            spectra.append(spectrum)
+            if not last:
+                spectrum.mul_(self._kernel(batch, chunk, s))
+                waves.append(torch.fft.ifft2(spectrum, norm="ortho", out=self._take(space, f"wave{s + 1}", batch, chunk, states=True)))
+        return waves, spectra
+
+    def _detect(self, space: Workspace, batch: _Batch, chunk: slice, exit_wave: Tensor, partial: _Partial) -> Tensor:
+        """Loss of the chunk; the exit wave is overwritten by d loss / d (exit wave) = slope * conj(exit wave) and returned."""
+        model = self.model
+        intensity = self._take(space, "intensity", batch, chunk, real=True).zero_()
+        for state, weight in enumerate(model.object.occupancy.tolist()):
+            for mode in range(exit_wave.shape[2]):
+                wave = exit_wave[:, state, mode]
+                intensity.addcmul_(wave.real, wave.real, value=weight).addcmul_(wave.imag, wave.imag, value=weight)
+        image = model.detector(intensity)
+        counts = batch.counts[chunk]
+        weight = model.detector.mask if self._masked else None
+        if self.missing:
+            measured = torch.isfinite(counts)
+            counts = torch.nan_to_num(counts, nan=0.0)
+            weight = measured * model.detector.mask
+        value, slope = self.loss.value(image, counts), self.loss.slope(image, counts)
+        if weight is not None:
+            value.mul_(weight)
+            slope.mul_(weight)
+        partial.loss += value.sum(dtype=torch.float64)
+        if partial.background is not None:
+            partial.background += slope.sum(0)
+        slope = model.detector.adjoint(slope)
+        for state, occupancy in enumerate(model.object.occupancy.tolist()):
+            exit_wave[:, state].mul_((slope * occupancy if occupancy != 1 else slope)[:, None])
+        return exit_wave.conj_physical_()
+
+    def _propagation_gradient(self, space: Workspace, batch: _Batch, chunk: slice, gap: int, spectrum: Tensor, back: Tensor, partial: _Partial) -> None:
+        """Thickness and tilt: dL/dz = -2 sum kappa Im(back * spectrum), and likewise with k for the tangents of the tilt."""
+        p = self.model.propagator
+        product = torch.mul(back, spectrum, out=self._take(space, "product", batch, chunk, states=True)).sum((1, 2)).imag
+        tilt = batch.tilt if len(batch.tilt) == 1 else batch.tilt[chunk]
+        kappa = propagation_phase(p.ky, p.kx, p.wavelength_A, tilt)
+        assert partial.thickness is not None
+        partial.thickness[gap] -= 2 * (kappa * product).sum()
+        slope = -4 * math.pi * p.thickness_A[gap] / torch.cos(tilt) ** 2
+        moment = torch.stack([(product * p.ky).sum((1, 2)), (product * p.kx).sum((1, 2))], -1)
+        partial.tilts.append((chunk.start, slope * moment))
+
+    def _entrance_gradient(self, batch: _Batch, chunk: slice, ramp: Tensor, entrance: Tensor, back: Tensor, partial: _Partial) -> None:
+        """Probe spectrum: sum of ramp * back; offsets: dL/dd_y = 4 pi sum f_y Im(back * entrance)."""
+        if partial.spectrum is not None:
+            for j in range(len(ramp)):
+                for state in range(back.shape[1]):
+                    partial.spectrum.addcmul_(back[j, state], ramp[j])
+        if batch.wants.offsets:
+            product = (back * entrance).sum((1, 2))
+            f = torch.fft.fftfreq(ramp.shape[-1], dtype=product.real.dtype, device=product.device)
+            gradient = torch.stack([product.sum(2).imag @ f, product.sum(1).imag @ f], -1)
+            partial.offsets.append((chunk.start, 4 * math.pi * gradient))
+
+    def _collect(self, batch: _Batch, partials: list[_Partial]) -> Gradients:
+        """Add up the workers, in their order, and turn d/dz into torch's 2 d/dz*."""
+        gradients = Gradients(loss=torch.stack([p.loss for p in partials]).sum())
+        if batch.object_patches is not None:
+            gradients.object = self._scatter(batch).conj_physical_().mul_(2)
+        if partials[0].spectrum is not None:
+            total = partials[0].spectrum.clone()
+            for p in partials[1:]:
+                assert p.spectrum is not None
+                total += p.spectrum
+            gradients.spectrum = total.conj_physical_().mul_(2)
+        if batch.wants.offsets:
+            gradients.offsets = _in_order(o for p in partials for o in p.offsets)
+        if batch.wants.propagation:
+            gradients.thickness = torch.stack([p.thickness for p in partials if p.thickness is not None]).sum(0)
+            gradients.tilt = self._tilt_gradient(batch, partials)
+        if batch.wants.background:
+            total = torch.stack([p.background for p in partials if p.background is not None]).sum(0)
+            shape = self.model.detector.background.shape
+            gradients.background = total if total.shape == shape else total.sum().reshape(shape)
+        return gradients
+
+    def _tilt_gradient(self, batch: _Batch, partials: list[_Partial]) -> Tensor:
+        """(B, 2), or (1, 2) where one tilt serves all; several entries of one position are the gaps between slices."""
+        total = torch.zeros(len(batch.corners), 2, dtype=batch.tilt.dtype, device=self.device)
+        for start, part in sorted((entry for p in partials for entry in p.tilts), key=lambda entry: entry[0]):
+            total[start : start + len(part)] += part
+        return total if len(batch.tilt) > 1 else total.sum(0, keepdim=True)
+
+    def _scatter(self, batch: _Batch) -> Tensor:
+        """Sum the windows' gradients onto a canvas like the object's."""
+        assert batch.object_patches is not None
+        transmission = self.model.object.transmission
+        canvas = self._shared.take("canvas", tuple(transmission.shape), transmission).zero_()
+        patches, size = batch.object_patches, self.model.size
+        if self.device.type != "cpu":
+            scatter_add(canvas, patches, batch.corners)
+            return canvas
+        corners = batch.corners.tolist()
+        rows = transmission.shape[-2]
+
+        def band(first: int, last: int) -> None:
+            # Each worker owns a band of rows and adds the patterns in their order: the sum is the same for any number of workers.
+            with torch.no_grad():
+                for patch, (y, x) in zip(patches, corners, strict=True):
+                    low, high = max(first, y), min(last, y + size)
+                    if low < high:
+                        canvas[:, :, low:high, x : x + size] += patch[:, :, low - y : high - y]
+
+        edges = [rows * w // self.workers for w in range(self.workers + 1)]
+        if self._pool is None:
+            band(0, rows)
+        else:
+            for job in [self._pool.submit(band, a, b) for a, b in zip(edges[:-1], edges[1:], strict=True)]:
+                job.result()
+        return canvas
+
+    def _gather(self, space: Workspace, batch: _Batch, chunk: slice) -> Tensor:
+        """Object windows of the chunk, (b, states, slices, y, x)."""
+        transmission, size = self.model.object.transmission, self.model.size
+        if self.device.type != "cpu":
+            return gather(transmission.flatten(0, 1), batch.corners[chunk], size).unflatten(1, transmission.shape[:2])
+        corners = batch.corners[chunk].tolist()
+        patches = space.take("patches", (len(corners), *transmission.shape[:2], size, size), transmission)
+        for patch, (y, x) in zip(patches, corners, strict=True):
+            patch.copy_(transmission[:, :, y : y + size, x : x + size])
+        return patches
+
+    def _kernel(self, batch: _Batch, chunk: slice, gap: int) -> Tensor:
+        """Kernel of one gap for the chunk, (1 or b, 1, 1, y, x)."""
+        kernel = batch.kernels[gap]
+        return (kernel if len(kernel) == 1 else kernel[chunk])[:, None, None]
+
+    def _take(self, space: Workspace, name: str, batch: _Batch, chunk: slice, modes: bool = False, states: bool = False, real: bool = False) -> Tensor:
+        """A buffer for the chunk: (b, y, x), (b, modes, y, x) or (b, states, modes, y, x)."""
+        n, size = min(chunk.stop, len(batch.corners)) - chunk.start, self.model.size
+        count = batch.spectrum.shape[0]
+        shape = (n, self.model.object.transmission.shape[0], count) if states else (n, count) if modes else (n,)
+        return space.take(name, (*shape, size, size), self.model.detector.mask if real else batch.spectrum)
+
+
+def scatter_add(canvas: Tensor, patches: Tensor, corners: Tensor) -> None:
+    """Add windows (N, states, slices, k, k) to ``canvas`` (states, slices, y, x) at integer ``corners`` (N, 2), without sorting.
+
+    ``index_add_`` uses atomics on a GPU; under ``torch.use_deterministic_algorithms`` it sums in a fixed order.
+    """
+    size = patches.shape[-1]
+    window = torch.arange(size, device=canvas.device)
+    flat = (corners[:, 0, None, None] + window[:, None]) * canvas.shape[-1] + corners[:, 1, None, None] + window
+    target = torch.view_as_real(canvas.flatten(0, 1).flatten(1))
+    source = torch.view_as_real(patches.flatten(1, 2).movedim(1, 0).flatten(1).contiguous())
+    target.index_add_(1, flat.flatten(), source)
+
+
+def _sum_modes(wave: Tensor, back: Tensor, out: Tensor) -> None:
+    """out = sum over modes of wave * back; wave (b, 1 or states, modes, y, x), back (b, states, modes, y, x), out (b, states, y, x)."""
+    torch.mul(wave[:, :, 0], back[:, :, 0], out=out)
+    for mode in range(1, back.shape[2]):
+        out.addcmul_(wave[:, :, mode], back[:, :, mode])
+
+
+def _in_order(parts: Iterator[tuple[int, Tensor]]) -> Tensor:
+    """Concatenate (start, rows) entries by their start."""
+    return torch.cat([part for _, part in sorted(parts, key=lambda entry: entry[0])])
+
+
+class _Function(torch.autograd.Function):
+    """The likelihood as one differentiable operation; the gradients come with the value."""
+
+    @staticmethod
+    def forward(ctx: Any, engine: Likelihood, corners: Tensor, counts: Tensor, *leaves: Tensor) -> Tensor:
+        _, spectrum, offsets, tilt, _, _ = leaves
+        need = ctx.needs_input_grad[3:]
+        wants = Wants(object=need[0], probe=need[1], offsets=need[2], propagation=need[3] or need[4], background=need[5])
+        g = engine(corners, offsets, counts, spectrum, tilt, wants)
+        # The object's gradient lies in the engine's buffer, which the next batch overwrites.
+        kept = None if g.object is None else g.object.clone()
+        ctx.gradients = (kept, g.spectrum, g.offsets, g.tilt, g.thickness, g.background)
+        return g.loss.to(spectrum.real.dtype)
+
+    @staticmethod
+    def backward(ctx: Any, *outputs: Tensor) -> tuple[Tensor | None, ...]:
+        scaled = [None if g is None or not n else g * outputs[0] for g, n in zip(ctx.gradients, ctx.needs_input_grad[3:], strict=True)]
+        return (None, None, None, *scaled)
+
+
+def likelihood(engine: Likelihood, index: Tensor, counts: Tensor) -> Tensor:
+    """Summed loss of the patterns ``counts`` (B, ky, kx) at the positions ``index`` (B,), differentiable in every parameter of the model.
+
+    Any torch optimiser can use it: object, probe (and through it the aberrations), positions, tilts, thicknesses, background.
+    """
+    model = engine.model
+    corners, offsets = model.positions.split(index, model.size)
+    leaves = (
+        model.object.transmission,
+        model.probe.spectrum(),
+        offsets,
+        model.propagator.tilt_of(index),
+        model.propagator.thickness_A,
+        model.detector.background,
+    )
+    return torch.as_tensor(_Function.apply(engine, corners, counts, *leaves))

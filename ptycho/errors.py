@@ -1,0 +1,47 @@
+"""What can go wrong, each with the exit code that the command returns (DESIGN.md section 6).
+
+Every message names the file or key, quotes what was found and says what to do. The command line prints it as one line on
+stderr; a traceback appears only with ``--debug``.
+"""
+
+
+class PtychoError(Exception):
+    """Base of every error that a user can cause or mend."""
+
+    exit_code = 1
+
+
+class RecipeError(PtychoError):
+    """The recipe, or a value given in its place, is wrong (exit code 3)."""
+
+    exit_code = 3
+
+
+class DataError(PtychoError):
+    """The input data cannot be used (exit code 4)."""
+
+    exit_code = 4
+
+
+class OutputError(PtychoError):
+    """The results cannot be written (exit code 5)."""
+
+    exit_code = 5
+
+
+class OutOfMemoryError(PtychoError):
+    """The run does not fit into memory (exit code 6)."""
+
+    exit_code = 6
+
+
+class DivergedError(PtychoError):
+    """The reconstruction left the numbers behind (exit code 7)."""
+
+    exit_code = 7
+
+
+class StoppedError(PtychoError):
+    """Stopped on a signal; what was reached is saved (exit code 75)."""
+
+    exit_code = 75
