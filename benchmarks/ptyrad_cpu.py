@@ -12,8 +12,8 @@ What is timed is PtyRAD as it comes: Adam, the default loss, constraints and ste
 from its defaults: positions stay fixed (and start on the exact raster, without the default 0.15 px jitter), nothing is saved,
 compilation is off (it is off by default), and the seed is set.
 
-The OpenMP wait policy is left as the shell has it: unset, threads spin, which is fastest on an idle machine and very slow on a
-busy one (there set OMP_WAIT_POLICY=PASSIVE). ``--flush-denormals`` is not what PtyRAD's users have; it shows what denormals cost.
+The OpenMP wait policy is left as the shell has it: unset, threads spin, which suits an idle machine and is slow on a busy
+one (there set OMP_WAIT_POLICY=PASSIVE). ``--flush-denormals`` is not what PtyRAD's users have; it shows what denormals cost.
 """
 
 from __future__ import annotations

@@ -76,7 +76,7 @@ def parse_aberrations(values: Mapping[str, float]) -> Aberrations:
     terms: dict[tuple[int, int], tuple[float, float]] = {}
     angles = {name: float(v) for name, v in values.items() if name.endswith("_deg")}
     for name, given in values.items():
-        if name in angles:
+        if name.endswith("_deg"):
             continue
         value = float(given)
         if not math.isfinite(value):
@@ -88,7 +88,7 @@ def parse_aberrations(values: Mapping[str, float]) -> Aberrations:
         terms[n, m] = (factor * value * math.cos(m * phi), factor * value * math.sin(m * phi))
     if angles:
         name = next(iter(angles))
-        raise RecipeError(f"aberrations.{name}: there is no magnitude for this angle, or it has no angle; add it or remove the angle")
+        raise RecipeError(f"aberrations.{name}: its coefficient is not given, or is round and has no angle; add the one or remove the other")
     return tuple(Aberration(n, m, a, b) for (n, m), (a, b) in sorted(terms.items()))
 
 
@@ -98,11 +98,14 @@ def _term(name: str) -> tuple[int, int, float, str]:
         return 1, 0, -1.0, ""
     if name in HAIDER:
         n, m, factor = HAIDER[name]
-        return n, m, factor, f"{name}_deg"
+        return n, m, factor, f"{name}_deg" if m else ""
     if len(name) == 3 and name[0] == "C" and name[1:].isdigit() and (int(name[1]), int(name[2])) in ORDERS:
-        return int(name[1]), int(name[2]), 1.0, f"phi{name[1:]}_deg"
+        m = int(name[2])
+        # A round aberration has no angle: whatever is given as one is left over and refused.
+        return int(name[1]), m, 1.0, f"phi{name[1:]}_deg" if m else ""
     known = ", ".join(f"C{n}{m}" for n, m in ORDERS)
-    raise RecipeError(f"aberrations.{name}: unknown coefficient; use {known} with phi12_deg ..., or {', '.join(HAIDER)} with A1_deg ..., or defocus_A")
+    haider = ", ".join(HAIDER)
+    raise RecipeError(f"aberrations.{name}: unknown coefficient; use {known} with phi12_deg ..., or {haider} with A1_deg ..., or defocus_A")
 
 
 def name_aberrations(terms: Aberrations) -> dict[str, float]:

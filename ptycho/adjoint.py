@@ -38,11 +38,13 @@ class Wants:
 class Gradients:
     """Loss of a batch and its derivatives, torch's convention (2 dL/dz* for complex leaves); None where not wanted.
 
-    ``object`` (states, slices, y, x), ``spectrum`` (modes, y, x) of the probe, ``offsets`` (B, 2) per pixel, ``tilt`` (B or 1, 2) per
-    rad, ``thickness`` (slices,) per Å, ``background`` shaped as the detector's.
+    ``object`` (states, slices, h, w) covers the part ``box`` (rows, columns) of the canvas that the batch touches and lies in a buffer
+    which the next batch overwrites; ``spectrum`` (modes, y, x) of the probe, ``offsets`` (B, 2) per pixel, ``tilt`` (B or 1, 2) per rad,
+    ``thickness`` (slices,) per Å, ``background`` shaped as the detector's.
     """
 
     loss: Tensor
+    box: tuple[slice, slice] = (slice(None), slice(None))
     object: Tensor | None = None
     spectrum: Tensor | None = None
     offsets: Tensor | None = None
@@ -104,7 +106,7 @@ class Likelihood:
         self.device = model.object.transmission.device
         waves = model.probe.wave.numel() * model.object.transmission.shape[0]
         # Two or three buffers of this size per worker stay in a second-level cache; below about four fields the calls cost more than they do.
-        self.chunk = chunk or (max(1, round(4 * 128 * 128 / waves)) if self.device.type == "cpu" else 64)
+        self.chunk = chunk or (max(1, round(8 * 128 * 128 / waves)) if self.device.type == "cpu" else 64)
         self.workers = workers if self.device.type == "cpu" else 1
         self._pool = ThreadPoolExecutor(self.workers, initializer=torch.set_flush_denormal, initargs=(True,)) if self.workers > 1 else None
         self._spaces = [Workspace() for _ in range(self.workers)]
@@ -221,7 +223,7 @@ class Likelihood:
         if weight is not None:
             value.mul_(weight)
             slope.mul_(weight)
-        partial.loss += value.sum(dtype=torch.float64)
+        partial.loss += value.sum()
         if partial.background is not None:
             partial.background += slope.sum(0)
         slope = model.detector.adjoint(slope)
@@ -257,7 +259,8 @@ class Likelihood:
         """Add up the workers, in their order, and turn d/dz into torch's 2 d/dz*."""
         gradients = Gradients(loss=torch.stack([p.loss for p in partials]).sum())
         if batch.object_patches is not None:
-            gradients.object = self._scatter(batch).conj_physical_().mul_(2)
+            gradients.box = self._box(batch.corners)
+            gradients.object = self._scatter(batch, gradients.box).conj_physical_().mul_(2)
         if partials[0].spectrum is not None:
             total = partials[0].spectrum.clone()
             for p in partials[1:]:
@@ -282,29 +285,37 @@ class Likelihood:
             total[start : start + len(part)] += part
         return total if len(batch.tilt) > 1 else total.sum(0, keepdim=True)
 
-    def _scatter(self, batch: _Batch) -> Tensor:
-        """Sum the windows' gradients onto a canvas like the object's."""
-        assert batch.object_patches is not None
-        transmission = self.model.object.transmission
-        canvas = self._shared.take("canvas", tuple(transmission.shape), transmission).zero_()
-        patches, size = batch.object_patches, self.model.size
+    def _box(self, corners: Tensor) -> tuple[slice, slice]:
+        """Rows and columns of the canvas that the windows cover; all of it where asking would stall the device."""
+        rows, columns = self.model.object.transmission.shape[-2:]
         if self.device.type != "cpu":
-            scatter_add(canvas, patches, batch.corners)
+            return slice(0, rows), slice(0, columns)
+        (y0, x0), (y1, x1) = corners.amin(0).tolist(), corners.amax(0).tolist()
+        return slice(y0, y1 + self.model.size), slice(x0, x1 + self.model.size)
+
+    def _scatter(self, batch: _Batch, box: tuple[slice, slice]) -> Tensor:
+        """Sum the windows' gradients onto the touched part of the canvas."""
+        assert batch.object_patches is not None
+        transmission, patches, size = self.model.object.transmission, batch.object_patches, self.model.size
+        height, width = box[0].stop - box[0].start, box[1].stop - box[1].start
+        canvas = self._shared.take("canvas", (*transmission.shape[:2], height, width), transmission).zero_()
+        corners = batch.corners - torch.tensor([box[0].start, box[1].start], device=self.device)
+        if self.device.type != "cpu":
+            scatter_add(canvas, patches, corners)
             return canvas
-        corners = batch.corners.tolist()
-        rows = transmission.shape[-2]
+        places = corners.tolist()
 
         def band(first: int, last: int) -> None:
             # Each worker owns a band of rows and adds the patterns in their order: the sum is the same for any number of workers.
             with torch.no_grad():
-                for patch, (y, x) in zip(patches, corners, strict=True):
+                for patch, (y, x) in zip(patches, places, strict=True):
                     low, high = max(first, y), min(last, y + size)
                     if low < high:
                         canvas[:, :, low:high, x : x + size] += patch[:, :, low - y : high - y]
 
-        edges = [rows * w // self.workers for w in range(self.workers + 1)]
+        edges = [height * w // self.workers for w in range(self.workers + 1)]
         if self._pool is None:
-            band(0, rows)
+            band(0, height)
         else:
             for job in [self._pool.submit(band, a, b) for a, b in zip(edges[:-1], edges[1:], strict=True)]:
                 job.result()
@@ -368,9 +379,11 @@ class _Function(torch.autograd.Function):
         need = ctx.needs_input_grad[3:]
         wants = Wants(object=need[0], probe=need[1], offsets=need[2], propagation=need[3] or need[4], background=need[5])
         g = engine(corners, offsets, counts, spectrum, tilt, wants)
-        # The object's gradient lies in the engine's buffer, which the next batch overwrites.
-        kept = None if g.object is None else g.object.clone()
-        ctx.gradients = (kept, g.spectrum, g.offsets, g.tilt, g.thickness, g.background)
+        whole = None
+        if g.object is not None:
+            whole = torch.zeros_like(leaves[0])
+            whole[..., g.box[0], g.box[1]] = g.object
+        ctx.gradients = (whole, g.spectrum, g.offsets, g.tilt, g.thickness, g.background)
         return g.loss.to(spectrum.real.dtype)
 
     @staticmethod
@@ -394,4 +407,4 @@ def likelihood(engine: Likelihood, index: Tensor, counts: Tensor) -> Tensor:
         model.propagator.thickness_A,
         model.detector.background,
     )
-    return torch.as_tensor(_Function.apply(engine, corners, counts, *leaves))
+    return torch.as_tensor(_Function.apply(engine, corners, counts, *leaves))  # type: ignore[no-untyped-call]

@@ -16,8 +16,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ptycho.aberrations import parse_aberrations
-from ptycho.errors import DataError, RecipeError
+from ptycho.errors import DataError
 from ptycho.geometry import Geometry, raster_positions_A, wavelength_A
+from ptycho.preparation import Preparation
+from ptycho.survey import Survey, find_disk, survey_patterns
 
 Index: TypeAlias = NDArray[Any] | slice | list[int] | None
 Affine: TypeAlias = tuple[tuple[float, float], tuple[float, float]]
@@ -64,92 +66,6 @@ class FrameSource(Protocol):
 
 
 @dataclass(frozen=True, eq=False)
-class Preparation:
-    """What is done to each pattern, in this order: dark, gain, transpose, flips, crop, mark what was not measured, bin.
-
-    ``dark`` is in stored units and in the stored orientation; ``detector_crop`` (y0, y1, x0, x1) is in the flipped frame;
-    ``mask`` (True = use) is on the final grid. Transpose and flips together make every quarter turn.
-    """
-
-    dark: NDArray[Any] | None = None
-    adu_per_electron: float = 1.0
-    transpose: bool = False
-    flip_rows: bool = False
-    flip_columns: bool = False
-    detector_crop: tuple[int, int, int, int] | None = None
-    bin: int = 1
-    mask: NDArray[np.bool_] | None = None
-
-    def cropped_shape(self, frame_shape: tuple[int, int]) -> tuple[int, int]:
-        """(ky, kx) before binning. Raises RecipeError when the crop leaves the frame or binning does not divide it."""
-        height, width = frame_shape[::-1] if self.transpose else frame_shape
-        y0, y1, x0, x1 = self.detector_crop or (0, height, 0, width)
-        if not (0 <= y0 < y1 <= height and 0 <= x0 < x1 <= width):
-            raise RecipeError(f"data.detector_crop = {list(self.detector_crop or ())}: y0, y1, x0, x1 within {height} x {width} pixels are needed")
-        if self.bin < 1 or (y1 - y0) % self.bin or (x1 - x0) % self.bin:
-            raise RecipeError(f"data.bin = {self.bin} does not divide the pattern of {y1 - y0} x {x1 - x0} pixels; choose a divisor or a detector_crop")
-        return y1 - y0, x1 - x0
-
-    def electrons(self, stored: NDArray[Any]) -> NDArray[np.float32]:
-        """Electrons float32 (n, ky, kx) of stored frames, turned and cropped, not yet marked or binned."""
-        patterns = stored.astype(np.float32)
-        if stored.dtype.kind == "u" and stored.dtype.itemsize > 1:
-            # Counting detectors store the largest value for pixels that saturated or are switched off.
-            patterns[stored == np.iinfo(stored.dtype).max] = np.nan
-        if self.dark is not None:
-            patterns -= self.dark.astype(np.float32)
-        if self.adu_per_electron != 1:
-            patterns /= np.float32(self.adu_per_electron)
-        if self.transpose:
-            patterns = patterns.swapaxes(1, 2)
-        if self.flip_rows:
-            patterns = patterns[:, ::-1]
-        if self.flip_columns:
-            patterns = patterns[:, :, ::-1]
-        if self.detector_crop is not None:
-            y0, y1, x0, x1 = self.detector_crop
-            patterns = patterns[:, y0:y1, x0:x1]
-        return patterns
-
-    def apply(self, stored: NDArray[Any]) -> NDArray[np.float32]:
-        """Prepared patterns float32 (n, ky, kx) of stored frames; what was not measured is NaN."""
-        patterns = self.electrons(stored)
-        patterns[~_measured(patterns)] = np.nan
-        return np.ascontiguousarray(bin_sum(patterns, self.bin))
-
-
-@dataclass(frozen=True, eq=False)
-class Survey:
-    """One pass over the patterns (over 1000 spread ones of more than 2 GB): statistics and what is wrong with them.
-
-    ``mean_pattern`` float64 (ky, kx) in electrons, NaN where never measured; ``mean_electrons`` per pattern; ``max_electrons`` of a
-    pixel; ``n_nonfinite`` and ``n_negative`` (below -1 electron) count pixels of all patterns; ``hot``, ``dead`` and ``static_bad``
-    (never measured) are bool (ky, kx); ``bad_frames`` are positions to be dropped: more than 10 % bad pixels, or no electron at all.
-    """
-
-    n_surveyed: int
-    mean_pattern: NDArray[np.float64]
-    mean_electrons: float
-    max_electrons: float
-    n_nonfinite: int
-    n_negative: int
-    hot: NDArray[np.bool_]
-    dead: NDArray[np.bool_]
-    static_bad: NDArray[np.bool_]
-    bad_frames: NDArray[np.int64]
-
-    @property
-    def n_hot(self) -> int:
-        """Number of hot pixels."""
-        return int(self.hot.sum())
-
-    @property
-    def n_dead(self) -> int:
-        """Number of dead pixels."""
-        return int(self.dead.sum())
-
-
-@dataclass(frozen=True, eq=False)
 class Dataset4D:
     """Lazy patterns and what is known about them.
 
@@ -179,8 +95,7 @@ class Dataset4D:
     @property
     def pattern_shape(self) -> tuple[int, int]:
         """(ky, kx) after crop and binning."""
-        height, width = self.preparation.cropped_shape(self.source.frame_shape)
-        return height // self.preparation.bin, width // self.preparation.bin
+        return self.preparation.pattern_shape(self.source.frame_shape)
 
     def patterns(self, index: Index = None) -> NDArray[np.float32]:
         """Prepared patterns (n, ky, kx) in electrons at these positions (all by default); NaN where not measured."""
@@ -190,7 +105,9 @@ class Dataset4D:
     @cached_property
     def mask(self) -> NDArray[np.bool_]:
         """Pixels to use, bool (ky, kx): the user's mask without hot, dead and never measured pixels."""
-        survey = self.survey()
+        return self._good(self.survey())
+
+    def _good(self, survey: Survey) -> NDArray[np.bool_]:
         good = ~(survey.hot | survey.dead | survey.static_bad)
         return good if self.preparation.mask is None else good & self.preparation.mask
 
@@ -200,9 +117,20 @@ class Dataset4D:
 
     @cached_property
     def _survey(self) -> Survey:
-        survey = _make_survey(self)
+        survey = survey_patterns(self._survey_blocks(), self.preparation, self.source.frame_shape, self.name)
         self._note_survey(survey)
         return survey
+
+    def _survey_blocks(self) -> Iterator[tuple[NDArray[np.int64], NDArray[Any]]]:
+        """(position numbers, stored frames) in blocks of about 64 MB: all of them, or 1000 spread ones of more than 2 GB."""
+        pixels = int(np.prod(self.source.frame_shape))
+        positions = np.arange(self.n_positions)
+        if pixels * self.source.dtype.itemsize * self.n_positions > _SURVEY_ALL_BYTES:
+            positions = np.unique(np.linspace(0, self.n_positions - 1, _SURVEY_FRAMES).astype(np.int64))
+        size = max(1, _BLOCK_BYTES // max(4 * pixels, 1))  # they become float32
+        for start in range(0, len(positions), size):
+            chunk = positions[start : start + size]
+            yield chunk, self.source.read(self.frames[chunk])
 
     def centre(self) -> tuple[float, float]:
         """Sub-pixel centre (y, x) of the bright-field disk in the mean pattern; it should be (ky // 2, kx // 2)."""
@@ -215,10 +143,7 @@ class Dataset4D:
 
     @cached_property
     def _disk(self) -> tuple[float, float, float]:
-        return self._find_disk(self.survey(), self.mask)
-
-    def _find_disk(self, survey: Survey, mask: NDArray[np.bool_]) -> tuple[float, float, float]:
-        found = find_disk(np.where(mask, survey.mean_pattern, np.nan))
+        found = find_disk(np.where(self.mask, self.survey().mean_pattern, np.nan))
         if found is None:
             raise DataError(f"{self.name}: no bright-field disk in the mean pattern; give [detector] pixel_invA and check the crop and the mask")
         return found
@@ -267,7 +192,8 @@ class Dataset4D:
         # A raster of two unit vectors gives the linear map, so that the convention stays in one place.
         corners = raster_positions_A((2, 2), (1.0, 1.0), rotation, affine)
         linear = np.stack([corners[2] - corners[0], corners[1] - corners[0]])
-        return self.positions_A @ linear
+        turned: NDArray[np.float64] = self.positions_A @ linear
+        return turned
 
     def _coefficients(self) -> dict[str, float]:
         coefficients = dict(self._value("aberrations", {}))
@@ -325,8 +251,7 @@ class Dataset4D:
                 self._warn(f"{number} {what} pixel{'s' if number > 1 else ''} masked")
         if len(survey.bad_frames):
             self._warn(f"{len(survey.bad_frames)} of {survey.n_surveyed} patterns are damaged (more than 10 % bad pixels or empty)")
-        mask = ~(survey.hot | survey.dead | survey.static_bad)
-        disk = find_disk(np.where(mask, survey.mean_pattern, np.nan))
+        disk = find_disk(np.where(self._good(survey), survey.mean_pattern, np.nan))
         if disk is None:
             return
         middle = tuple(n // 2 for n in self.pattern_shape)
@@ -340,129 +265,10 @@ class Dataset4D:
             return
         expected = self.calibration["semiangle_mrad"].value * 1e-3 / wavelength_A(self.calibration["voltage_kV"].value) / known.value
         if abs(disk[2] / expected - 1) > 0.1:
-            self._warn(f"the bright-field disk has a radius of {disk[2]:.1f} px; semiangle_mrad and the pixel ({known.source}) make it {expected:.1f} px")
+            self._warn(
+                f"the bright-field disk has a radius of {disk[2]:.1f} px; semiangle_mrad and the pixel ({known.source}) make it {expected:.1f} px"
+            )
 
     def _warn(self, message: str) -> None:
         if message not in self.warnings:
             self.warnings.append(message)
-
-
-def bin_sum(patterns: NDArray[Any], factor: int) -> NDArray[Any]:
-    """Sum of factor x factor pixels over the last two axes, which factor divides."""
-    if factor == 1:
-        return patterns
-    *lead, height, width = patterns.shape
-    blocks: NDArray[Any] = patterns.reshape(*lead, height // factor, factor, width // factor, factor).sum((-3, -1))
-    return blocks
-
-
-def find_disk(mean_pattern: NDArray[Any]) -> tuple[float, float, float] | None:
-    """Centre y, x and radius in pixels of the bright-field disk of a mean pattern (NaN = not measured); None without a disk.
-
-    The radius is that of a circle with the disk's area, the edge being where the intensity is half of the plateau.
-    """
-    from scipy import ndimage  # late: it takes longer to import than to use
-
-    valid = np.isfinite(mean_pattern)
-    image = np.where(valid, mean_pattern, 0.0).clip(0)
-    if not image.any():
-        return None
-    image = np.where(valid, image, ndimage.median_filter(image, 5))
-    plateau = float((image**2).sum() / image.sum())
-    for _ in range(10):
-        plateau = float(np.median(image[image > plateau / 2]))
-    labels, _ = ndimage.label(image > plateau / 4)
-    sizes = np.bincount(labels.ravel(), weights=image.ravel())
-    sizes[0] = 0
-    disk = ndimage.binary_fill_holes(labels == sizes.argmax())
-    # A pixel that the edge cuts holds a part of the plateau: a ramp about one half measures that part.
-    inside = ndimage.binary_erosion(disk, iterations=2)
-    weight = np.where(inside, 1.0, np.where(disk, ((image / plateau - 0.25) * 2).clip(0, 1), 0.0))
-    area = float(weight.sum())
-    if area < 3:
-        return None
-    y, x = np.indices(image.shape)
-    return float((weight * y).sum() / area), float((weight * x).sum() / area), float(np.sqrt(area / np.pi))
-
-
-def _measured(patterns: NDArray[np.float32]) -> NDArray[np.bool_]:
-    """Finite and not below -1 electron: small negative values are detector noise and stay."""
-    good: NDArray[np.bool_] = np.isfinite(patterns) & (patterns >= -1)
-    return good
-
-
-def _blocks(data: Dataset4D) -> tuple[NDArray[np.int64], Iterator[tuple[NDArray[np.int64], NDArray[Any]]]]:
-    """Positions to survey, and (positions, stored frames) in blocks of about 64 MB."""
-    frame_bytes = int(np.prod(data.source.frame_shape)) * data.source.dtype.itemsize
-    positions = np.arange(data.n_positions)
-    if frame_bytes * data.n_positions > _SURVEY_ALL_BYTES:
-        positions = np.unique(np.linspace(0, data.n_positions - 1, _SURVEY_FRAMES).astype(np.int64))
-    size = max(1, _BLOCK_BYTES // max(frame_bytes, 1))
-    chunks = (positions[i : i + size] for i in range(0, len(positions), size))
-    return positions, ((chunk, data.source.read(data.frames[chunk])) for chunk in chunks)
-
-
-def _make_survey(data: Dataset4D) -> Survey:
-    shape = data.preparation.cropped_shape(data.source.frame_shape)
-    total, measured = np.zeros(shape), np.zeros(shape, np.int64)
-    bad_pixels, sums = [], []
-    n_nonfinite = n_negative = 0
-    lowest, highest = np.inf, -np.inf
-    positions, blocks = _blocks(data)
-    for _, stored in blocks:
-        patterns = data.preparation.electrons(stored)
-        good = _measured(patterns)
-        finite = np.isfinite(patterns)
-        n_nonfinite += int(finite.size - finite.sum())
-        n_negative += int((finite & ~good).sum())
-        patterns = np.where(good, patterns, np.float32(0))
-        total += patterns.sum(0, dtype=np.float64)
-        measured += good.sum(0)
-        bad_pixels.append((~good).sum((1, 2)))
-        sums.append(patterns.sum((1, 2), dtype=np.float64))
-        if good.any():
-            lowest = min(lowest, float(patterns.min(where=good, initial=np.inf)))
-            highest = max(highest, float(patterns.max(where=good, initial=-np.inf)))
-    if not measured.any():
-        raise DataError(f"{data.name}: no pixel is usable, all are NaN or below -1 electron; check the file, dark and adu_per_electron")
-    if lowest == highest:
-        raise DataError(f"{data.name}: all pixels are {lowest:g}; this is not a diffraction data set, check the file and the dataset's name")
-    static = measured == 0
-    bad = np.concatenate(bad_pixels) - static.sum() > 0.1 * (~static).sum()
-    per_pattern = np.concatenate(sums)
-    typical = float(per_pattern[~bad].mean()) if not bad.all() else 0.0
-    bad |= (per_pattern == 0) & (typical > 100)  # a beam that was on leaves no empty pattern
-    if bad.mean() > 0.2:
-        raise DataError(f"{data.name}: {bad.sum()} of {len(bad)} patterns are damaged (more than 10 % bad pixels or empty); check dark and adu_per_electron")
-    mean = np.divide(total, measured, out=np.full(shape, np.nan), where=~static)
-    hot, dead = _hot_and_dead(mean, measured)
-    factor = data.preparation.bin
-    return Survey(
-        n_surveyed=len(positions),
-        mean_pattern=bin_sum(mean, factor),
-        mean_electrons=float(per_pattern[~bad].mean()),
-        max_electrons=highest,
-        n_nonfinite=n_nonfinite,
-        n_negative=n_negative,
-        hot=bin_sum(hot, factor) > 0,
-        dead=bin_sum(dead, factor) > 0,
-        static_bad=bin_sum(static, factor) > 0,
-        bad_frames=positions[bad],
-    )
-
-
-def _hot_and_dead(mean: NDArray[np.float64], measured: NDArray[np.int64]) -> tuple[NDArray[np.bool_], NDArray[np.bool_]]:
-    """Pixels that cannot be what the beam did, from the mean pattern and the number of measurements of each pixel.
-
-    Hot: more than 3 times the second largest of its 8 neighbours, and by more than 10 electrons and 10 sigma of all patterns.
-    Dead: exactly zero where the neighbours let expect more than 20 electrons.
-    """
-    height, width = mean.shape
-    padded = np.pad(np.nan_to_num(mean), 1)
-    shifts = [(y, x) for y in range(3) for x in range(3) if (y, x) != (1, 1)]
-    neighbours = np.sort(np.stack([padded[y : y + height, x : x + width] for y, x in shifts]), axis=0)
-    total, expected = np.nan_to_num(mean) * measured, neighbours[-2].clip(0) * measured
-    excess = total - expected
-    hot = (total > 3 * expected) & (excess > 10) & (excess > 10 * np.sqrt(np.maximum(expected, 1)))
-    dead = (total == 0) & (measured > 0) & (np.median(neighbours, axis=0) * measured > 20)
-    return hot, dead

@@ -53,7 +53,8 @@ def raster_positions_A(
     raster = np.stack(np.meshgrid(slow, fast, indexing="ij"), axis=-1).reshape(-1, 2)
     angle = np.deg2rad(rotation_deg)
     turn = np.array([[np.cos(angle), np.sin(angle)], [-np.sin(angle), np.cos(angle)]])
-    return raster @ (turn @ np.asarray(affine, float)).T
+    positions: NDArray[np.float64] = raster @ (turn @ np.asarray(affine, float)).T
+    return positions
 
 
 @dataclass(frozen=True)

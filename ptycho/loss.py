@@ -46,7 +46,7 @@ class Loss:
         """Loss of each pixel, least where I = D; same shape as ``counts``."""
         if self.name == "poisson":
             model = intensity + self.floor
-            return model - (counts + self.floor) * torch.log(model)
+            return torch.addcmul(model, counts + self.floor, torch.log(model), value=-1)
         if self.name == "power":
             return (intensity**self.power - counts.clamp_min(0) ** self.power) ** 2 / (4 * self.power**2)
         offset = self._offset
@@ -75,8 +75,8 @@ class Loss:
         return 0.375 if self.name == "anscombe" else self.floor
 
 
-def choose_loss(name: LossName, mean_electrons_per_pixel: float, floor: float, power: float = 0.5) -> Loss:
+def choose_loss(name: LossName, mean_electrons_per_pixel: float) -> LossName:
     """The loss to use: ``auto`` is Poisson below about 5 electrons per pixel, amplitude above."""
-    if name == "auto":
-        name = "poisson" if mean_electrons_per_pixel < POISSON_BELOW else "amplitude"
-    return Loss(name, floor if name in ("poisson", "amplitude") else 0.0, power)
+    if name != "auto":
+        return name
+    return "poisson" if mean_electrons_per_pixel < POISSON_BELOW else "amplitude"

@@ -38,13 +38,16 @@ class Ptychography(nn.Module):
 
     I_j(k) = sum_o w_o sum_m |F[ O_S ... prop[ O_1(r + R_j) P_m(r - d_j) ] ]|^2, seen by the detector (Thibault & Menzel, Nature 494
     (2013) 68; Maiden, Humphry & Rodenburg, JOSA A 29 (2012) 1606; Chen et al., Science 372 (2021) 826).
-    ``pixel_A`` is the pixel of object and probe.
+    ``pixel_A`` is the pixel of object and probe, ``initial_power`` the electrons per pattern that the probe began with.
     """
+
+    initial_power: Tensor
 
     def __init__(self, object_: Object, probe: Probe, propagator: Propagator, positions: Positions, detector: Detector, pixel_A: float) -> None:
         super().__init__()
         self.object, self.probe, self.propagator, self.positions, self.detector = object_, probe, propagator, positions, detector
         self.pixel_A = pixel_A
+        self.register_buffer("initial_power", probe.power().sum())
 
     @property
     def size(self) -> int:

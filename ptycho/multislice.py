@@ -18,8 +18,8 @@ class Object(nn.Module):
         super().__init__()
         self.transmission = nn.Parameter(transmission.clone())
         states = transmission.shape[0]
-        weights = torch.ones(states) if occupancy is None else occupancy
-        self.register_buffer("occupancy", (weights / weights.sum()).to(transmission.real.dtype))
+        weights = (torch.ones(states) if occupancy is None else occupancy).to(transmission.real.dtype)
+        self.register_buffer("occupancy", weights / weights.sum())
 
     def patches(self, corners: Tensor, size: int) -> Tensor:
         """Windows (N, states, slices, size, size) whose first pixels are ``corners`` (N, 2) = (y, x)."""

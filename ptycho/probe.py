@@ -17,11 +17,13 @@ class Probe(nn.Module):
     ``wave`` is complex (modes, y, x) in real space, centred at pixel ``size // 2``; sum |wave|^2 is the number of electrons per
     pattern. ``correction_A`` holds the changes in Å of the Cartesian coefficients of ``terms``, common to all modes, as the phase
     factor exp(-i sum C chi_C(k)) on the spectrum (zero to begin with: the aberrations of ``wave`` itself are in ``wave``).
+    ``aperture`` (y, x) is 1 at the frequencies that the probe-forming aperture can pass, in corner order: the gradient lives there alone.
     """
 
     chi: Tensor
+    aperture: Tensor
 
-    def __init__(self, wave: Tensor, pixel_A: float, wavelength_A: float, terms: Aberrations = ()) -> None:
+    def __init__(self, wave: Tensor, pixel_A: float, wavelength_A: float, terms: Aberrations = (), aperture: Tensor | None = None) -> None:
         super().__init__()
         real = wave.real.dtype
         self.wave = nn.Parameter(wave.clone())
@@ -29,16 +31,24 @@ class Probe(nn.Module):
         basis = [b for term in terms for b in aberration_basis(term, ky, kx, wavelength_A)]
         chi = torch.stack(basis) if basis else torch.zeros(0, *wave.shape[-2:])
         self.register_buffer("chi", chi.to(real), persistent=False)
+        self.register_buffer("aperture", torch.ones(wave.shape[-2:], dtype=real) if aperture is None else aperture.to(real), persistent=False)
         self.correction_A = nn.Parameter(torch.zeros(len(basis), dtype=real))
         self.terms = terms
 
     def spectrum(self) -> Tensor:
         """Unitary Fourier transform of the modes with the corrected aberrations, complex (modes, y, x)."""
         spectrum = torch.fft.fft2(self.wave, norm="ortho")
-        if len(self.chi) == 0:
-            return spectrum
+        return spectrum if len(self.chi) == 0 else spectrum * self._correction()
+
+    def pull_back(self, gradient: Tensor) -> Tensor:
+        """Gradient with respect to ``wave``, inside the aperture, from one with respect to :meth:`spectrum`, both (modes, y, x)."""
+        turned = gradient if len(self.chi) == 0 else gradient * self._correction().conj()
+        return torch.fft.ifft2(turned * self.aperture, norm="ortho")
+
+    def _correction(self) -> Tensor:
+        """exp(-i sum C chi_C), (y, x)."""
         chi = torch.einsum("c,cyx->yx", self.correction_A, self.chi)
-        return spectrum * torch.complex(torch.cos(chi), -torch.sin(chi))
+        return torch.complex(torch.cos(chi), -torch.sin(chi))
 
     def power(self) -> Tensor:
         """Electrons per pattern in each mode, (modes,)."""

@@ -1,0 +1,151 @@
+"""What is known of object and probe beforehand, imposed between epochs.
+
+Each constraint is a frozen record of numbers with one method; the records are also the recipe's ``constraints`` entries.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from ptycho.errors import RecipeError
+from ptycho.model import Ptychography
+from ptycho.probe import orthogonalise
+
+
+@dataclass(frozen=True)
+class Constraint:
+    """Imposed after epoch ``start``, ``start + every``, ... up to ``stop`` (0: to the end)."""
+
+    start: int = 1
+    stop: int = 0
+    every: int = 1
+
+    def __post_init__(self) -> None:
+        if self.start < 1 or self.every < 1 or self.stop < 0:
+            raise RecipeError(f"start = {self.start}, every = {self.every}, stop = {self.stop}: start and every count from 1, stop is 0 for no end")
+
+    def due(self, epoch: int) -> bool:
+        """Whether it acts after this epoch (counted from 1)."""
+        return epoch >= self.start and (self.stop == 0 or epoch <= self.stop) and (epoch - self.start) % self.every == 0
+
+    def apply(self, model: Ptychography) -> None:
+        """Impose it on the model, in place."""
+        raise AssertionError("a constraint says what it does")
+
+
+@dataclass(frozen=True)
+class PositivePhase(Constraint):
+    """Phase >= 0 in every slice: atoms only add to the projected potential, and the vacuum is the zero."""
+
+    def apply(self, model: Ptychography) -> None:
+        """Negative phases become zero, the amplitude stays."""
+        transmission = model.object.transmission.data
+        transmission.copy_(torch.where(transmission.imag < 0, _as_complex(transmission.abs()), transmission))
+
+
+@dataclass(frozen=True)
+class PurePhase(Constraint):
+    """|O| = 1: electrons scatter elastically and none are lost, which halves the unknowns."""
+
+    def apply(self, model: Ptychography) -> None:
+        """Every pixel of the object is divided by its modulus."""
+        normalise(model.object.transmission.data)
+
+
+@dataclass(frozen=True)
+class Amplitude(Constraint):
+    """Keeps the object's amplitude between ``min`` and ``max``."""
+
+    min: float = 0.0
+    max: float = 1.1
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if not 0 <= self.min <= self.max:
+            raise RecipeError(f"amplitude min = {self.min}, max = {self.max}: 0 <= min <= max is needed")
+
+    def apply(self, model: Ptychography) -> None:
+        """Clamp the modulus, keep the phase."""
+        transmission = model.object.transmission.data
+        modulus = transmission.abs().clamp_min_(1e-12)
+        transmission.mul_(modulus.clamp(self.min, self.max) / modulus)
+
+
+@dataclass(frozen=True)
+class SliceSmoothing(Constraint):
+    """A Gaussian of standard deviation ``sigma_A`` along the beam; vacuum above and below, so that top and bottom do not mix."""
+
+    sigma_A: float = 10.0
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if not self.sigma_A > 0:
+            raise RecipeError(f"slice_smoothing sigma_A = {self.sigma_A}: a positive length in Å is needed")
+
+    def apply(self, model: Ptychography) -> None:
+        """Each slice becomes a weighted mean over the slices by their depth; unequal thicknesses are respected."""
+        transmission = model.object.transmission.data
+        thickness = model.propagator.thickness_A.detach()
+        depth = torch.cumsum(thickness, 0) - thickness / 2
+        weight = torch.exp(-0.5 * ((depth[:, None] - depth) / self.sigma_A) ** 2) * thickness
+        # A slice at the surface would be mixed with vacuum; dividing by the weight that lies inside keeps its projected phase instead.
+        weight = weight / weight.sum(1, keepdim=True)
+        # Scattering per Å is what varies smoothly with depth: the phase of a slice is that times its thickness.
+        density = torch.log(transmission) / thickness[:, None, None]
+        smooth = torch.einsum("zs,osyx->ozyx", weight.to(density.dtype), density)
+        transmission.copy_(torch.exp(smooth * thickness[:, None, None]))
+
+
+@dataclass(frozen=True)
+class OrthogonalModes(Constraint):
+    """Probe modes orthogonal and sorted by power; the intensity does not change."""
+
+    def apply(self, model: Ptychography) -> None:
+        """Rotate the modes onto the eigenvectors of their Gram matrix."""
+        if len(model.probe.wave) > 1:
+            model.probe.wave.data.copy_(orthogonalise(model.probe.wave.data))
+
+
+@dataclass(frozen=True)
+class ProbePower(Constraint):
+    """Keeps the probe's total power at ``electrons`` per pattern (0: what it was at the start), so that it does not trade with the object."""
+
+    electrons: float = 0.0
+
+    def apply(self, model: Ptychography) -> None:
+        """Scale all modes by one factor."""
+        wanted = self.electrons or float(model.initial_power)
+        model.probe.wave.data.mul_(torch.sqrt(wanted / model.probe.power().sum()))
+
+
+@dataclass(frozen=True)
+class Constraints:
+    """Which constraints act; None leaves one out. They act in this order."""
+
+    pure_phase: PurePhase | None = None
+    amplitude: Amplitude | None = None
+    slice_smoothing: SliceSmoothing | None = None
+    positive_phase: PositivePhase | None = None
+    probe_power: ProbePower | None = None
+    orthogonal_modes: OrthogonalModes | None = None
+
+    def apply(self, model: Ptychography, epoch: int) -> None:
+        """Impose all that are due after this epoch."""
+        ordered = (self.pure_phase, self.amplitude, self.slice_smoothing, self.positive_phase, self.probe_power, self.orthogonal_modes)
+        with torch.no_grad():
+            for constraint in ordered:
+                if constraint is not None and constraint.due(epoch):
+                    constraint.apply(model)
+
+
+def normalise(transmission: Tensor) -> None:
+    """Divide a complex tensor by its modulus, in place."""
+    scale = torch.rsqrt((transmission.real.square() + transmission.imag.square()).clamp_min_(1e-20))
+    transmission.mul_(scale)
+
+
+def _as_complex(real: Tensor) -> Tensor:
+    return torch.complex(real, torch.zeros_like(real))

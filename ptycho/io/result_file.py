@@ -1,0 +1,273 @@
+"""The files of a finished run: result.h5 (everything), phase.tif (for ImageJ), phase.png (to glance at).
+
+result.h5 is HDF5 in the style of EMD: ``object`` and ``probe`` are groups with ``data`` and one ``dim`` per axis. Every dataset has
+``units`` and, being an array, a Fletcher-32 checksum per chunk; ``sha256`` is that of the whole content. Only numbers and text
+of fixed length: nothing in the file is ever executed, and HDF5 has no heap of variable-length strings to lose its way in.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import hashlib
+import io
+import math
+import os
+import shutil
+import tempfile
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import h5py
+import numpy as np
+import tifffile
+from numpy.typing import NDArray
+
+from ptycho.errors import DataError, OutputError
+from ptycho.io.source import file_size, unreadable
+from ptycho.result import EpochRecord, Result
+
+RESULT, TIFF, PNG = "result.h5", "phase.tif", "phase.png"
+FORMAT, FORMAT_VERSION = "ptycho result", 1
+
+_ERRORS = (OSError, ValueError, KeyError, RuntimeError, TypeError, AttributeError)
+#: Field of Result -> (dataset, unit, number of axes, kind of number).
+_ARRAYS = {
+    "object": ("object/data", "1", 4, "c"),
+    "occupancy": ("occupancy", "1", 1, "f"),
+    "slice_thickness_A": ("slice_thickness", "Å", 1, "f"),
+    "probe": ("probe/data", "√electrons", 3, "c"),
+    "positions_A": ("positions", "Å", 2, "f"),
+    "tilt_mrad": ("tilt", "mrad", 2, "f"),
+}
+_SCALARS = {"pixel_A": "Å", "voltage_kV": "kV", "semiangle_mrad": "mrad"}
+_HISTORY = {"stage": "1", "kind": "", "epoch": "1", "loss": "deviance per pixel", "seconds": "s"}
+
+
+def save_result(result: Result, directory: str | os.PathLike[str]) -> Path:
+    """Write result.h5, phase.tif and phase.png into ``directory`` (made when missing) and return the path of result.h5.
+
+    Each file appears under its name only when it is complete and on the disk; an older one stays until then. phase.tif holds
+    the whole phase (slices, y, x), float32 in rad, with ImageJ's scale in Å. Raises OutputError when they cannot be written.
+    """
+    from ptycho.plot import phase_png
+
+    folder = Path(directory)
+    # The arrays first: a picture that fails must not take the result with it.
+    path = _replace(folder / RESULT, _hdf5(result))
+    _replace(folder / TIFF, _imagej(result))
+    _replace(folder / PNG, phase_png(result))
+    return path
+
+
+def load_result(path: str | os.PathLike[str]) -> Result:
+    """The Result in a run folder or its result.h5, the same numbers to the last bit.
+
+    Raises DataError for a missing, truncated, damaged or foreign file.
+    """
+    given = Path(path).expanduser()
+    file_path = given / RESULT if given.is_dir() else given
+    if given.is_dir() and not file_path.exists():
+        raise DataError(f"{given}: there is no {RESULT} in this folder; has the run finished?")
+    file_size(file_path)
+    try:
+        with h5py.File(file_path, "r") as file:
+            _check_format(file_path, file)
+            result = _read(file)
+            digest = _text(file.attrs["sha256"])
+    except _ERRORS as error:
+        raise unreadable(file_path, error, "not a complete result of ptycho") from None
+    problem = "its content does not have its checksum" if _digest(result) != digest else _inconsistency(result)
+    if problem:
+        raise DataError(f"{file_path}: {problem}; the file is damaged, reconstruct again")
+    return result
+
+
+def _replace(path: Path, content: memoryview | bytes) -> Path:
+    """Put ``content`` at ``path`` in one step. Raises OutputError when that fails, with what is needed and what is free."""
+    temporary = None
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+        with open(handle, "wb") as file:
+            file.write(content)
+            file.flush()
+            os.fsync(file.fileno())
+        mask = os.umask(0)
+        os.umask(mask)
+        os.chmod(temporary, 0o666 & ~mask)
+        os.replace(temporary, path)
+        _sync_folder(path.parent)
+    except OSError as error:
+        raise OutputError(_unwritable(path, len(content), error)) from None
+    finally:
+        if temporary is not None:
+            with contextlib.suppress(OSError):
+                os.unlink(temporary)
+    return path
+
+
+def _sync_folder(folder: Path) -> None:
+    """Make the new name survive a power cut; some file systems (and Windows) cannot, and need not, do this."""
+    with contextlib.suppress(OSError):
+        handle = os.open(folder, os.O_RDONLY)
+        try:
+            os.fsync(handle)
+        finally:
+            os.close(handle)
+
+
+def _unwritable(path: Path, n_bytes: int, error: OSError) -> str:
+    message = f"{path}: cannot be written ({error.strerror or error})"
+    with contextlib.suppress(OSError):
+        existing = next(folder for folder in path.absolute().parents if folder.is_dir())
+        free = shutil.disk_usage(existing).free
+        message += f"; needs {n_bytes / 1e6:.1f} MB, {free / 1e6:.1f} MB free on {existing}"
+    return message + "; free some space or choose another folder with -o"
+
+
+def _hdf5(result: Result) -> memoryview:
+    """The file as bytes: written in memory, so that a full disk meets a plain write and not the HDF5 library half-way."""
+    content = io.BytesIO()
+    with h5py.File(content, "w", libver=("v108", "v108")) as file:
+        file.attrs["format_version"] = FORMAT_VERSION
+        _text_attribute(file, "format", FORMAT)
+        file.attrs["version_major"], file.attrs["version_minor"] = 0, 2  # of EMD
+        for name in _SCALARS:
+            file.attrs[name] = np.float64(getattr(result, name))
+            _text_attribute(file, f"{name}_units", _SCALARS[name])
+        for name, (dataset, unit, _, _) in _ARRAYS.items():
+            _write(file, dataset, getattr(result, name), unit)
+        depth_A = np.concatenate([[0.0], np.cumsum(result.slice_thickness_A)[:-1]])
+        _dimensions(file["object"], result.pixel_A, ("state", np.arange(len(result.object)), "1"), ("z", depth_A, "Å"))
+        _dimensions(file["probe"], result.pixel_A, ("mode", np.arange(len(result.probe)), "1"))
+        for column, unit in _HISTORY.items():
+            values = [getattr(record, column) for record in result.history]
+            _write(file, f"history/{column}", _text_array(values) if column == "kind" else np.array(values), unit)
+        _write(file, "recipe", _text_array([result.recipe]), "")
+        aberrations, versions = file.create_group("aberrations"), file.create_group("versions")
+        for name, value in result.aberrations.items():
+            aberrations.attrs[name] = np.float64(value)
+        _text_attribute(aberrations, "units", "Å, deg")
+        for name, text in result.versions.items():
+            _text_attribute(versions, name, text)
+        _text_attribute(file, "sha256", _digest(result))
+        file.attrs["complete"] = 1
+    return content.getbuffer()
+
+
+def _write(file: h5py.File, name: str, array: NDArray[Any], unit: str) -> None:
+    # One chunk per image: a reader gets a slice without the rest, and its checksum with it.
+    chunks = (1,) * (array.ndim - 2) + array.shape[-2:] if array.size else None
+    data = file.create_dataset(name, data=array, chunks=chunks, fletcher32=bool(array.size) or None)
+    _text_attribute(data, "units", unit)
+
+
+def _dimensions(group: h5py.Group, pixel_A: float, *leading: tuple[str, NDArray[Any], str]) -> None:
+    """EMD's dim1, dim2 ... of ``data``: the leading axes, then y and x."""
+    group.attrs["emd_group_type"] = 1
+    height, width = group["data"].shape[-2:]
+    axes = (*leading, ("y", np.arange(height) * pixel_A, "Å"), ("x", np.arange(width) * pixel_A, "Å"))
+    for number, (name, values, unit) in enumerate(axes, 1):
+        _write(group, f"dim{number}", values, unit)
+        _text_attribute(group[f"dim{number}"], "name", name)
+
+
+def _text_attribute(item: h5py.HLObject, name: str, text: str) -> None:
+    item.attrs.create(name, text.encode(), dtype=h5py.string_dtype("utf-8", max(len(text.encode()), 1)))
+
+
+def _text_array(texts: list[str]) -> NDArray[Any]:
+    encoded = [text.encode() for text in texts]
+    return np.array(encoded, h5py.string_dtype("utf-8", max([1, *map(len, encoded)])))
+
+
+def _text(value: Any) -> str:
+    return value if isinstance(value, str) else bytes(value).decode()
+
+
+def _digest(result: Result) -> str:
+    """SHA-256 of all that is in a Result. HDF5's checksums do not cover where the chunks of a dataset are."""
+    sha = hashlib.sha256()
+    for field in dataclasses.fields(Result):
+        value = getattr(result, field.name)
+        if isinstance(value, np.ndarray):
+            sha.update(f"{field.name} {value.shape} {value.dtype.str}".encode())
+            sha.update(np.ascontiguousarray(value).data)
+        else:
+            sha.update(f"{field.name} {sorted(value.items()) if isinstance(value, dict) else value!r}".encode())
+    return sha.hexdigest()
+
+
+def _imagej(result: Result) -> memoryview:
+    """phase (slices, y, x) as an ImageJ stack: scale, slice spacing and a display range taken from the scanned field."""
+    from ptycho.plot import robust_limits  # matplotlib only when there is something to draw
+
+    low, high = robust_limits(result.phase[(slice(None), *result.scanned)])
+    metadata = {
+        "axes": "ZYX",
+        "unit": "\\u00C5",  # Å, escaped as ImageJ itself does it: its header is ASCII
+        "spacing": float(result.slice_thickness_A.mean()),
+        "min": low,
+        "max": high,
+    }
+    content = io.BytesIO()
+    per_unit = 1 / result.pixel_A
+    tifffile.imwrite(content, result.phase, imagej=True, resolution=(per_unit, per_unit), metadata=metadata)
+    return content.getbuffer()
+
+
+def _check_format(path: Path, file: h5py.File) -> None:
+    found = _text(file.attrs.get("format", b""))
+    if found != FORMAT:
+        raise DataError(f"{path}: not a result of ptycho (its format is {found!r}); name a run folder or its {RESULT}")
+    version = int(file.attrs["format_version"])
+    if version > FORMAT_VERSION:
+        raise DataError(f"{path}: written by a newer ptycho (format {version}, this one reads {FORMAT_VERSION}); update ptycho")
+    if not file.attrs.get("complete"):
+        raise DataError(f"{path}: was not written to its end; start the run again with --resume")
+
+
+def _read(file: h5py.File) -> Result:
+    columns = {name: _array(file, f"history/{name}") for name in _HISTORY}
+    history = tuple(
+        EpochRecord(int(stage), _text(kind), int(epoch), float(loss), float(seconds))
+        for stage, kind, epoch, loss, seconds in zip(*columns.values(), strict=True)
+    )
+    aberrations: Mapping[str, Any] = file["aberrations"].attrs
+    return Result(
+        **{name: _array(file, dataset) for name, (dataset, *_) in _ARRAYS.items()},
+        **{name: float(file.attrs[name]) for name in _SCALARS},
+        history=history,
+        recipe=_text(_array(file, "recipe")[0]),
+        versions={name: _text(value) for name, value in file["versions"].attrs.items()},
+        aberrations={name: float(value) for name, value in aberrations.items() if name != "units"},
+    )
+
+
+def _array(file: h5py.File, name: str) -> NDArray[Any]:
+    """A dataset of this very file, all of it stored: a damaged header must not ask for more memory than the file has bytes."""
+    data = file[name]
+    if not isinstance(data, h5py.Dataset) or data.file.filename != file.filename or data.external or data.is_virtual:
+        raise ValueError(f"{name} is not stored in the file")
+    needed = math.prod(data.shape) * data.dtype.itemsize
+    if data.id.get_storage_size() < needed or file.id.get_filesize() < needed:
+        raise ValueError(f"{name} is not stored completely")
+    return np.asarray(data[()])
+
+
+def _inconsistency(result: Result) -> str | None:
+    """What does not fit together, as a sentence; None when all does."""
+    for name, (dataset, _, axes, kind) in _ARRAYS.items():
+        array = getattr(result, name)
+        if array.ndim != axes or array.dtype.kind != kind or not array.size:
+            return f"{dataset} has the shape {array.shape} of {array.dtype}"
+    states, slices = result.object.shape[:2]
+    if len(result.occupancy) != states or len(result.slice_thickness_A) != slices:
+        return f"{states} states and {slices} slices, but {len(result.occupancy)} occupancies and {len(result.slice_thickness_A)} thicknesses"
+    if result.positions_A.shape[1] != 2 or result.tilt_mrad.shape not in ((1, 2), result.positions_A.shape):
+        return f"positions have the shape {result.positions_A.shape}, tilts {result.tilt_mrad.shape}"
+    if not (math.isfinite(result.pixel_A) and result.pixel_A > 0 and np.isfinite(result.positions_A).all()):
+        return f"positions are not finite, or the pixel of {result.pixel_A} Å is not positive"
+    return None

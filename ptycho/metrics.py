@@ -1,0 +1,198 @@
+"""How far a recovered phase agrees with a known one, and how two reconstructions agree with each other.
+
+Legitimate differences (a shift, a constant, a plane: the gauges of ptychography) are taken away; scale, rotation, blur and
+contrast are not, they are what is judged. Lengths in Å, frequencies in Å⁻¹ (cycles), arrays (y, x).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, TypeAlias
+
+import numpy as np
+from numpy.typing import NDArray
+from scipy import ndimage, optimize, signal
+
+from ptycho.errors import DataError
+
+Image: TypeAlias = NDArray[np.float64]
+
+#: Correlation of two spectra below which a shell is not resolved, when one of them has no noise (truth).
+FRC_AGAINST_TRUTH = 0.5
+
+
+@dataclass(frozen=True)
+class Agreement:
+    """How well a recovered phase agrees with the truth.
+
+    ``correlation`` (Pearson); ``slope``, recovered over true phase by least squares: 1 is quantitative; ``resolution_A``, where the
+    Fourier ring correlation falls to 0.5; ``shift_px`` (y, x), how far the recovered image lies from the truth, in its own pixels;
+    ``rms_rad`` of the difference. All in the compared part of the field, after the band limit, without constant and plane.
+    """
+
+    correlation: float
+    slope: float
+    resolution_A: float
+    shift_px: tuple[float, float]
+    rms_rad: float
+
+
+def compare_with_truth(
+    phase: NDArray[Any],
+    pixel_A: float,
+    truth: NDArray[Any],
+    truth_pixel_A: float,
+    centre_A: tuple[float, float],
+    field_A: tuple[float, float],
+    cutoff_invA: float | None = None,
+    margin_A: float | None = None,
+    search_A: float = 2.0,
+) -> Agreement:
+    """Compare ``phase`` (y, x) with ``truth`` (y, x), both in rad, inside the scanned field.
+
+    ``centre_A`` (y, x) is the centre of the scanned field from the centre of ``phase[0, 0]`` and ``field_A`` its sides; in the truth,
+    taken as periodic, it lies at half the array, (n / 2) pixels from ``truth[0, 0]``. Both are limited to ``cutoff_invA`` (default:
+    the limit of the phase's grid), the last fifth with a cosine edge. ``margin_A`` is left out on each side (default: 5 % of the
+    shorter side; the rim is seen by few probe positions). The shift that maximises the correlation is looked for within ``search_A``: keep it below half a
+    lattice spacing for crystals. Raises DataError when there is nothing to compare.
+    """
+    phase, truth = _checked("phase", phase), _checked("truth", truth)
+    cutoff = min(cutoff_invA or np.inf, 0.5 / pixel_A)
+    margin = 0.05 * min(field_A) if margin_A is None else margin_A
+    rows, columns = (_axis_inside(n, pixel_A, c, f / 2 - margin) for n, c, f in zip(phase.shape, centre_A, field_A, strict=True))
+    if min(len(rows), len(columns)) < 8:
+        raise DataError(f"the scanned field of {field_A[0]:g} x {field_A[1]:g} Å without {margin:g} Å on each side has less than 8 pixels; lower margin_A")
+    recovered = _flat(_band_limited(phase, pixel_A, cutoff)[rows[0] : rows[-1] + 1, columns[0] : columns[-1] + 1])
+    true_at = _sampler(truth, truth_pixel_A, cutoff)
+
+    def expected(shift_px: NDArray[Any], border: int = 0) -> Image:
+        """The truth on the pixels of ``recovered`` and ``border`` more on each side, when the recovered image lies ``shift_px`` from it."""
+        y, x = (
+            (np.arange(axis[0] - border, axis[-1] + border + 1) - shift) * pixel_A - centre + n / 2 * truth_pixel_A
+            for axis, shift, centre, n in zip((rows, columns), shift_px, centre_A, truth.shape, strict=True)
+        )
+        return true_at(y, x)
+
+    if not recovered.any() or not _flat(expected(np.zeros(2))).any():
+        raise DataError("phase or truth is flat in the scanned field; there is nothing to compare")
+    shift = _register(recovered, expected, border=max(4, round(search_A / pixel_A)))
+    true = _flat(expected(shift))
+    return Agreement(
+        correlation=_correlation(recovered, true),
+        slope=float((recovered * true).sum() / (true * true).sum()),
+        resolution_A=1 / _crossing(*fourier_ring_correlation(recovered, true, pixel_A), cutoff),
+        shift_px=(float(shift[0]), float(shift[1])),
+        rms_rad=float(np.sqrt(np.mean((recovered - true) ** 2))),
+    )
+
+
+def fourier_ring_correlation(a: NDArray[Any], b: NDArray[Any], pixel_A: float, window: bool = True) -> tuple[Image, Image]:
+    """Correlation of two registered images (y, x) ring by ring: (frequency_invA, frc), both (rings,), from 0 to the grid's limit.
+
+    FRC(q) = Re sum F_a F_b* / sqrt(sum |F_a|^2 sum |F_b|^2) (Saxton & Baumeister, J. Microsc. 127 (1982) 127), rings one pixel of
+    reciprocal space wide. ``window`` tapers both with a Hann window, without which the borders correlate. Resolution is where it
+    falls to 0.5 against a truth, to 0.143 between two halves of the data. Raises DataError when the shapes differ.
+    """
+    if a.shape != b.shape or a.ndim != 2:
+        raise DataError(f"two images of the same shape are needed, not {a.shape} and {b.shape}")
+    taper = np.outer(*(np.hanning(n + 2)[1:-1] for n in a.shape)) if window else np.ones(a.shape)
+    spectrum_a, spectrum_b = np.fft.fft2(a * taper), np.fft.fft2(b * taper)
+    ring_invA = 1 / (min(a.shape) * pixel_A)
+    rings = min(a.shape) // 2 + 1
+    ring = np.rint(_frequency(a.shape, pixel_A) / ring_invA).astype(int)
+    inside = ring < rings
+
+    def total(values: NDArray[Any]) -> Image:
+        return np.bincount(ring[inside], values[inside], rings)
+
+    power = total(np.abs(spectrum_a) ** 2) * total(np.abs(spectrum_b) ** 2)
+    common = total((spectrum_a * spectrum_b.conj()).real)
+    return np.arange(rings) * ring_invA, np.divide(common, np.sqrt(power), out=np.zeros(rings), where=power > 0)
+
+
+def _checked(name: str, image: NDArray[Any]) -> Image:
+    if image.ndim != 2:
+        raise DataError(f"{name} has the shape {image.shape}; two axes (y, x) are needed: sum the slices")
+    if not np.isfinite(image).all():
+        raise DataError(f"{name} has {np.count_nonzero(~np.isfinite(image))} values that are not finite")
+    return np.asarray(image, np.float64)
+
+
+def _axis_inside(size: int, pixel_A: float, centre_A: float, half_A: float) -> NDArray[np.int64]:
+    """Pixels within ``half_A`` of the centre; empty when there are none."""
+    return np.flatnonzero(np.abs(np.arange(size) * pixel_A - centre_A) <= half_A)
+
+
+def _frequency(shape: tuple[int, ...], pixel_A: float) -> Image:
+    ky, kx = (np.fft.fftfreq(n, pixel_A) for n in shape)
+    return np.hypot(ky[:, None], kx)
+
+
+def _pass_band(frequency_invA: Image, cutoff_invA: float) -> Image:
+    """1 up to 0.8 of the cut-off, then half a cosine to 0: a sharp edge would ring from the noisy rim into the field."""
+    return 0.5 + 0.5 * np.cos(np.pi * np.clip(frequency_invA / (0.2 * cutoff_invA) - 4, 0, 1))
+
+
+def _band_limited(image: Image, pixel_A: float, cutoff_invA: float) -> Image:
+    return np.fft.ifft2(np.fft.fft2(image) * _pass_band(_frequency(image.shape, pixel_A), cutoff_invA)).real
+
+
+def _sampler(truth: Image, pixel_A: float, cutoff_invA: float) -> Callable[[Image, Image], Image]:
+    """The band-limited truth at any rows and columns (Å from truth[0, 0]): its Fourier series, no interpolation."""
+    spectrum = np.fft.fft2(truth) / truth.size * _pass_band(_frequency(truth.shape, pixel_A), cutoff_invA)
+    ky, kx = (np.fft.fftfreq(n, pixel_A) for n in truth.shape)
+    keep_y, keep_x = np.abs(ky) < cutoff_invA, np.abs(kx) < cutoff_invA
+    kept, ky, kx = spectrum[np.ix_(keep_y, keep_x)], ky[keep_y], kx[keep_x]
+
+    def at(y: Image, x: Image) -> Image:
+        return (np.exp(2j * np.pi * np.outer(y, ky)) @ kept @ np.exp(2j * np.pi * np.outer(kx, x))).real
+
+    return at
+
+
+def _flat(image: Image) -> Image:
+    """Without the constant and the plane that fit it best: the global phase, and a ramp that belongs to the probe's tilt."""
+    y, x = (np.arange(n) - (n - 1) / 2 for n in image.shape)
+    # The three are orthogonal on a rectangle, so that each projects by itself.
+    image = image - image.mean()
+    image = image - np.outer(y, np.ones_like(x)) * ((image.sum(1) @ y) / (len(x) * (y @ y)))
+    return np.asarray(image - np.outer(np.ones_like(y), x) * ((image.sum(0) @ x) / (len(y) * (x @ x))))
+
+
+def _correlation(a: Image, b: Image) -> float:
+    """Pearson; both have no mean."""
+    return float((a * b).sum() / np.sqrt((a * a).sum() * (b * b).sum()))
+
+
+def _register(recovered: Image, expected: Callable[..., Image], border: int) -> NDArray[np.float64]:
+    """Shift in pixels (y, x) of the highest correlation: the best within ``border``, then by the simplex method."""
+    wide = expected(np.zeros(2), border)
+    wide = wide - wide.mean()
+    ones = np.ones_like(recovered)
+    products = signal.correlate(wide, recovered, "valid")
+    mean = signal.correlate(wide, ones, "valid") / ones.size
+    variance = signal.correlate(wide**2, ones, "valid") / ones.size - mean**2
+    score = products / np.sqrt(np.maximum(variance, 1e-6 * variance.max()))
+    # A crystal has several peaks nearly as high as the right one: whole pixels are too coarse to tell which is the highest.
+    fine = np.mgrid[0 : 2 * border : (16 * border + 1) * 1j, 0 : 2 * border : (16 * border + 1) * 1j]
+    peak = ndimage.map_coordinates(score, fine, order=3).argmax()
+    start = border - fine.reshape(2, -1)[:, peak]
+    simplex = start + np.array([[0.1, 0.1], [-0.15, 0.05], [0.05, -0.15]])
+    options = {"initial_simplex": simplex, "xatol": 1e-3, "fatol": 1e-9}
+    found = optimize.minimize(lambda shift: -_correlation(recovered, _flat(expected(shift))), start, method="Nelder-Mead", options=options)
+    return np.asarray(found.x)
+
+
+def _crossing(frequency_invA: Image, frc: Image, cutoff_invA: float) -> float:
+    """Frequency in Å⁻¹ where the correlation first falls to 0.5, between two rings; the cut-off when it does not."""
+    # The first rings hold the constant and the plane, which were taken away.
+    for i in range(2, len(frc)):
+        if frequency_invA[i] > cutoff_invA:
+            break
+        if frc[i] < FRC_AGAINST_TRUTH:
+            if i == 2:
+                return float(frequency_invA[i])
+            part = (frc[i - 1] - FRC_AGAINST_TRUTH) / (frc[i - 1] - frc[i])
+            return float(frequency_invA[i - 1] + part * (frequency_invA[i] - frequency_invA[i - 1]))
+    return float(cutoff_invA)

@@ -1,0 +1,301 @@
+"""4D-STEM data with a known truth: model specimen, the package's own forward model on a finer grid, an ideal counting detector.
+
+So that a reconstruction is not tested against its own approximations, the wave is simulated up to 1.75 times the detector's highest frequency
+(the propagator passes two thirds of that), in a window twice as wide as the inverse detector pixel (each pixel adds up finer samples) and in
+slices of one atomic plane.
+"""
+
+from __future__ import annotations
+
+import math
+import os
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from ptycho.aberrations import parse_aberrations
+from ptycho.detector import Detector
+from ptycho.errors import OutputError, RecipeError
+from ptycho.geometry import raster_positions_A, wavelength_A
+from ptycho.io import write_empad, write_hdf5
+from ptycho.model import Positions, Ptychography
+from ptycho.multislice import Object
+from ptycho.optics import probe_wave
+from ptycho.probe import Probe
+from ptycho.propagator import Propagator
+from ptycho.specimen import MONOLAYERS, STRONTIUM_TITANATE_A, monolayer, phase_slices, strontium_titanate
+
+#: What ``Simulation.specimen`` may be.
+SPECIMENS = (*MONOLAYERS, "SrTiO3", "vacuum")
+
+#: Called with (patterns done, patterns in all).
+Progress = Callable[[int, int], None]
+
+#: Positions at a time; with more the waves no longer fit the processor's cache.
+_BATCH = 2
+#: Samples per detector pixel and axis.
+_OVERSAMPLE = 2
+#: Highest simulated over highest detected frequency: two thirds of it, which pass the propagator, reach beyond the detector's edge.
+_BAND = 1.75
+
+
+@dataclass(frozen=True)
+class Simulation:
+    """Everything that decides a simulated data set; the defaults are a WS2 monolayer with vacancies, seen in about ten seconds.
+
+    ``specimen`` is one of ``SPECIMENS``; ``vacancy_fraction`` holds for the monolayers, ``thickness_A`` for SrTiO3. ``defocus_A`` is
+    counted from the entrance surface, positive for underfocus; the beam's width on the specimen, 2 defocus tan(semiangle), should be
+    about 0.6 of 1 / ``pixel_invA``. ``slice_thickness_A`` None: one slice for each atomic plane. ``tilt_mrad`` (y, x) leans the
+    atomic columns. ``read_noise_electrons`` is the rms of a pixel, 0.007 for the EMPAD. Raises RecipeError for values that do not fit.
+    """
+
+    specimen: str = "WS2"
+    scan_shape: tuple[int, int] = (32, 32)
+    step_A: float = 0.8
+    rotation_deg: float = 0.0
+    voltage_kV: float = 80.0
+    semiangle_mrad: float = 24.9
+    defocus_A: float = 350.0
+    pattern_px: int = 128
+    pixel_invA: float = 1 / 30
+    dose_e_per_A2: float = 2e4
+    read_noise_electrons: float = 0.007
+    vacancy_fraction: float = 0.05
+    thickness_A: float = 100.0
+    slice_thickness_A: float | None = None
+    rms_displacement_A: float = 0.07
+    tilt_mrad: tuple[float, float] = (0.0, 0.0)
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        if self.specimen not in SPECIMENS:
+            raise RecipeError(f"specimen = {self.specimen!r}: unknown; known are {', '.join(SPECIMENS)}")
+        positive = ("step_A", "voltage_kV", "semiangle_mrad", "pixel_invA", "dose_e_per_A2", "thickness_A")
+        self._check(positive, lambda value: value > 0, "a number of more than 0 is needed")
+        self._check(("read_noise_electrons", "rms_displacement_A"), lambda value: value >= 0, "0 or more is needed")
+        self._check(("defocus_A", "rotation_deg"), lambda value: True, "a finite number is needed")
+        self._check(("vacancy_fraction",), lambda value: 0 <= value < 1, "a number from 0 to less than 1 is needed")
+        if self.slice_thickness_A is not None:
+            self._check(("slice_thickness_A",), lambda value: value > 0, "a length in Å of more than 0, or none, is needed")
+        if self.pattern_px < 2 or self.pattern_px % 2:
+            raise RecipeError(f"pattern_px = {self.pattern_px!r}: an even number of pixels is needed")
+        if len(self.scan_shape) != 2 or min(self.scan_shape) < 1:
+            raise RecipeError(f"scan_shape = {self.scan_shape!r}: two whole numbers of at least 1, (slow, fast), are needed")
+        self._check_window()
+
+    def _check(self, names: tuple[str, ...], valid: Callable[[float], bool], needed: str) -> None:
+        for name in names:
+            value = getattr(self, name)
+            if not (math.isfinite(value) and valid(value)):
+                raise RecipeError(f"{name} = {value!r}: {needed}")
+
+    def _check_window(self) -> None:
+        """The bright-field disk must fit the detector, and the beam the simulated window."""
+        disk, edge = self.semiangle_mrad * 1e-3 / wavelength_A(self.voltage_kV), self.pattern_px / 2 * self.pixel_invA
+        if disk > edge:
+            raise RecipeError(f"pixel_invA = {self.pixel_invA:g}: the detector ends at {edge:.3g} 1/Å, inside the disk of {disk:.3g} 1/Å; enlarge it")
+        beam, window = 2 * abs(self.defocus_A) * math.tan(self.semiangle_mrad * 1e-3), _OVERSAMPLE / self.pixel_invA
+        if beam > 0.8 * window:
+            raise RecipeError(
+                f"defocus_A = {self.defocus_A:g}: the beam is {beam:.3g} Å wide and does not fit the simulated window of {window:.3g} Å; "
+                f"stay below {0.8 * window / beam * abs(self.defocus_A):.3g} or lower pixel_invA = {self.pixel_invA:.3g}"
+            )
+
+    @property
+    def electrons_per_pattern(self) -> float:
+        """Mean electrons that each position receives: dose times the area of a scan step."""
+        return self.dose_e_per_A2 * self.step_A**2
+
+    @property
+    def fine_size(self) -> int:
+        """Side of the simulated window in pixels, even."""
+        return 2 * round(self.pattern_px * _OVERSAMPLE * _BAND / 2)
+
+    @property
+    def fine_pixel_A(self) -> float:
+        """Pixel of the simulated wave and of the truth in Å."""
+        return _OVERSAMPLE / (self.pixel_invA * self.fine_size)
+
+
+@dataclass(frozen=True)
+class Simulated:
+    """``patterns`` float32 (slow, fast, ky, kx), electrons as read out, zero frequency in the centre; and the truth behind them.
+
+    ``truth_phase`` float32 (y, x) is the projected phase in rad, its middle (pixel ``shape // 2``) the centre of the scan;
+    ``positions_A`` (N, 2) are the probe centres (y, x) in Å from there; ``thickness_A`` is the specimen's.
+    """
+
+    simulation: Simulation
+    patterns: NDArray[np.float32] = field(repr=False)
+    truth_phase: NDArray[np.float32] = field(repr=False)
+    truth_pixel_A: float
+    positions_A: NDArray[np.float64] = field(repr=False)
+    thickness_A: float
+
+
+def simulate(simulation: Simulation, progress: Progress | None = None, atoms: NDArray[np.float64] | None = None) -> Simulated:
+    """Simulate the data set: Poisson noise and read noise on the expected patterns, the same bits for the same seed.
+
+    ``atoms`` (N, 4) = (Z, z, y, x) in Å, about the centre of the scan, z from 0 at the entrance, replace the named specimen.
+    """
+    model, phase, edges = forward_model(simulation, atoms)
+    expected = expected_patterns(model, progress)
+    noise = np.random.default_rng([simulation.seed, 1])
+    patterns = noise.poisson(expected).astype(np.float32)
+    if simulation.read_noise_electrons:
+        patterns += noise.standard_normal(patterns.shape, np.float32) * np.float32(simulation.read_noise_electrons)
+    shape = simulation.scan_shape + patterns.shape[1:]
+    positions = _positions_A(simulation)
+    return Simulated(simulation, patterns.reshape(shape), phase, simulation.fine_pixel_A, positions, float(edges[-1] - edges[0]))
+
+
+def forward_model(
+    simulation: Simulation, atoms: NDArray[np.float64] | None = None
+) -> tuple[Ptychography, NDArray[np.float32], NDArray[np.float64]]:
+    """The noise-free model, the projected phase (y, x) in rad that it holds and the edges of its slices in Å (slices + 1,)."""
+    size, pixel_A, positions = simulation.fine_size, simulation.fine_pixel_A, _positions_A(simulation)
+    height, width = (2 * math.ceil(np.abs(positions[:, axis]).max() / pixel_A) + size + 4 for axis in (0, 1))
+    atoms, edges = _specimen(simulation, max(height, width) * pixel_A, atoms)
+    phases = phase_slices(atoms, (height, width), pixel_A, simulation.voltage_kV, edges, simulation.rms_displacement_A)
+    transmission = torch.polar(torch.ones(phases.shape), torch.from_numpy(phases))[None]
+
+    thickness = np.diff(edges)
+    wavelength = wavelength_A(simulation.voltage_kV)
+    # A slice acts in its middle, half a slice below the entrance surface: there the underfocus is that much smaller.
+    terms = parse_aberrations({"defocus_A": simulation.defocus_A - thickness[0] / 2})
+    # An edge one detector pixel wide: a sharper one falls between the samples of a pixel, and electrons no longer add up.
+    wave = probe_wave(size, pixel_A, wavelength, simulation.semiangle_mrad, terms, edge_px=_OVERSAMPLE)
+    wave = wave * math.sqrt(simulation.electrons_per_pattern)
+    tilt = torch.tensor([simulation.tilt_mrad], dtype=torch.float32) * 1e-3
+    model = Ptychography(
+        Object(transmission),
+        Probe(wave[None].to(torch.complex64), pixel_A, wavelength),
+        Propagator(size, pixel_A, wavelength, torch.tensor(thickness, dtype=torch.float32), tilt),
+        Positions(torch.tensor(positions / pixel_A + [height // 2, width // 2], dtype=torch.float32)),
+        Detector(size, torch.ones(simulation.pattern_px, simulation.pattern_px), oversample=_OVERSAMPLE),
+        pixel_A,
+    )
+    return model, phases.sum(axis=0), edges
+
+
+def expected_patterns(model: Ptychography, progress: Progress | None = None) -> NDArray[np.float32]:
+    """Noise-free patterns (N, ky, kx) in electrons at all positions, zero frequency in the centre."""
+    n = len(model.positions.value_px)
+    patterns = np.empty((n, *model.detector.mask.shape), np.float32)
+    with torch.inference_mode():
+        for index in torch.arange(n).split(_BATCH):
+            patterns[index.numpy()] = torch.fft.fftshift(model(index), dim=(-2, -1)).numpy()
+            if progress is not None:
+                progress(int(index[-1]) + 1, n)
+    return patterns
+
+
+def _positions_A(simulation: Simulation) -> NDArray[np.float64]:
+    return raster_positions_A(simulation.scan_shape, (simulation.step_A, simulation.step_A), simulation.rotation_deg)
+
+
+def _specimen(
+    simulation: Simulation, field_A: float, atoms: NDArray[np.float64] | None
+) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    """Atoms (N, 4) over the field and the edges of equal slices, (slices + 1,), about as thick as wanted."""
+    if atoms is not None:
+        thickness = max(float(atoms[:, 1].max()), 0.0) + 1.0
+        spacing = 2.0
+    elif simulation.specimen == "vacuum":
+        return np.empty((0, 4)), np.zeros(2)
+    else:
+        if simulation.specimen == "SrTiO3":
+            atoms, spacing = strontium_titanate(field_A, simulation.thickness_A), STRONTIUM_TITANATE_A / 2
+        else:
+            atoms = monolayer(simulation.specimen, field_A, simulation.vacancy_fraction, simulation.seed)
+            spacing = MONOLAYERS[simulation.specimen][3] / 2
+        # Every plane is in the middle of its slice.
+        thickness = float(atoms[:, 1].max()) + spacing / 2
+    slices = max(1, round(thickness / (simulation.slice_thickness_A or spacing)))
+    return atoms, np.linspace(0, thickness, slices + 1)
+
+
+def write_simulation(simulated: Simulated, directory: str | os.PathLike[str], format: str = "empad") -> Path:
+    """Write the patterns, ``truth.npz`` (phase (1, y, x) in rad, sampling_A) and a ``recipe.toml`` that reconstructs them.
+
+    ``format`` "empad": ``scan_x{fast}_y{slow}.raw`` with its ``.xml``, 148 ADU per electron; "hdf5": ``data.h5`` in electrons. Returns
+    the path of the recipe. Raises RecipeError for an unknown format or patterns that an EMPAD cannot have, OutputError when the
+    files cannot be written.
+    """
+    s = simulated.simulation
+    folder = Path(directory)
+    if format not in ("empad", "hdf5"):
+        raise RecipeError(f"format = {format!r}: unknown; known are empad, hdf5")
+    if format == "empad" and s.pattern_px != 128:
+        raise RecipeError(f"pattern_px = {s.pattern_px}: an EMPAD has 128 x 128 pixels; use format = \"hdf5\" or pattern_px = 128")
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        if format == "empad":
+            path = write_empad(
+                folder / f"scan_x{s.scan_shape[1]}_y{s.scan_shape[0]}.raw",
+                simulated.patterns,
+                adu_per_electron=_EMPAD_ADU,
+                voltage_kV=s.voltage_kV,
+                step_A=s.step_A,
+                rotation_deg=s.rotation_deg,
+            )
+        else:
+            names = ("voltage_kV", "semiangle_mrad", "defocus_A", "step_A", "rotation_deg", "pixel_invA")
+            path = write_hdf5(folder / "data.h5", simulated.patterns, {name: getattr(s, name) for name in names} | {"adu_per_electron": 1.0})
+        np.savez_compressed(folder / "truth.npz", phase=simulated.truth_phase[None], sampling_A=simulated.truth_pixel_A)
+        recipe = folder / "recipe.toml"
+        recipe.write_text(_recipe(simulated, path.name, format), encoding="utf-8")
+    except OSError as error:
+        raise OutputError(f"{folder}: cannot be written ({error.strerror or error})") from None
+    return recipe
+
+
+#: ADU that one electron of 80 kV gives on an EMPAD.
+_EMPAD_ADU = 148.0
+#: A slice of the reconstruction; thinner ones cannot be told apart at usual angles and doses.
+_RECONSTRUCTION_SLICE_A = 20.0
+
+
+def _recipe(simulated: Simulated, file_name: str, format: str) -> str:
+    s = simulated.simulation
+    slices = max(1, round(simulated.thickness_A / _RECONSTRUCTION_SLICE_A))
+    slice_thickness = f"\nslice_thickness_A = {simulated.thickness_A / slices:g}" if slices > 1 else ""
+    stored = {
+        "empad": f"flip_rows = true             # the EMPAD stores its rows upside down\nadu_per_electron = {_EMPAD_ADU:g}",
+        "hdf5": "flip_rows = false\nadu_per_electron = 1         # already electrons",
+    }[format]
+    return f"""\
+# Simulated 4D-STEM: {s.specimen}, {s.dose_e_per_A2:g} electrons per Å². Run it with: ptycho reconstruct recipe.toml
+# truth.npz beside it holds the phase that should come out.
+
+# The measured patterns, and what turns the stored numbers into electrons. The path is relative to this file.
+[data]
+path = "{file_name}"
+{stored}
+
+# The illumination. Positive defocus is underfocus: the beam comes to its focus behind the specimen.
+[microscope]
+voltage_kV = {s.voltage_kV:g}
+semiangle_mrad = {s.semiangle_mrad:g}
+defocus_A = {s.defocus_A:g}
+
+# Where the probe stood: a raster, slow axis (y) first; the rotation is that of the scan relative to the detector.
+[scan]
+shape = [{s.scan_shape[0]}, {s.scan_shape[1]}]
+step_A = {s.step_A:g}
+rotation_deg = {s.rotation_deg:g}
+
+# The size of a detector pixel in reciprocal space. Its inverse, {1 / s.pixel_invA:.3g} Å, is the window that must hold the probe.
+[detector]
+pixel_invA = {s.pixel_invA:.8g}
+
+# What is sought: incoherent modes of the probe, and the specimen as slices along the beam.
+[model]
+probe_modes = 1
+slices = {slices}{slice_thickness}
+seed = {s.seed}
+"""

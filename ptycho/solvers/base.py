@@ -1,0 +1,149 @@
+"""What all solvers share: one loop over epochs and batches. A solver is a frozen record of numbers; it adds the step."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from typing import Protocol
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from ptycho.adjoint import Likelihood
+from ptycho.batches import hilbert_order, stratified_batches
+from ptycho.constraint import Constraints, OrthogonalModes, PositivePhase, ProbePower, PurePhase
+from ptycho.errors import DivergedError, RecipeError
+from ptycho.loss import Loss, LossName, choose_loss
+from ptycho.model import Ptychography
+from ptycho.patterns import Patterns
+from ptycho.threads import single_threaded
+
+
+@dataclass(frozen=True)
+class Updates:
+    """From which epoch on (1: the first; 0: never) each part of the model is updated."""
+
+    object: int = 1
+    probe: int = 2
+    positions: int = 0
+    tilt: int = 0
+    thickness: int = 0
+    aberrations: int = 0
+
+    def __post_init__(self) -> None:
+        for name, epoch in vars(self).items():
+            if epoch < 0:
+                raise RecipeError(f"update.{name} = {epoch}: an epoch from 1 on, or 0 for never, is needed")
+
+    def due(self, epoch: int) -> Due:
+        """What is updated in this epoch."""
+        return Due(**{name: first > 0 and epoch >= first for name, first in vars(self).items()})
+
+
+@dataclass(frozen=True)
+class Due:
+    """Which parts of the model are updated now."""
+
+    object: bool
+    probe: bool
+    positions: bool
+    tilt: bool
+    thickness: bool
+    aberrations: bool
+
+
+@dataclass(frozen=True)
+class Epoch:
+    """What is known after an epoch: its number from 1 and the deviance per measured pixel, 2 (loss - loss of a perfect model) / pixels."""
+
+    number: int
+    loss: float
+
+
+class Step(Protocol):
+    """The changing side of a solver: its state and what it does with a batch."""
+
+    def start_epoch(self, epoch: int, due: Due) -> None:
+        """Called before the batches of an epoch."""
+
+    def batch(self, index: Tensor, counts: Tensor) -> Tensor:
+        """Update the model by one batch; the batch's summed loss before the update, on the device."""
+        ...
+
+
+@dataclass(frozen=True, kw_only=True)
+class Settings:
+    """What every solver has.
+
+    ``epochs`` passes over the data in batches of ``batch`` patterns (0: all at once); ``loss`` auto is Poisson below about 5 electrons
+    per pixel and amplitude above; ``floor_e`` electrons per pixel are added to model and data (Poisson: keeps dark pixels in bounds);
+    ``power`` is the exponent of the power loss; ``chunk`` patterns are computed at a time (0: what suits the cache).
+    """
+
+    epochs: int = 12
+    batch: int = 32
+    loss: LossName = "auto"
+    floor_e: float = 0.01
+    power: float = 0.5
+    chunk: int = 0
+    seed: int = 0
+    update: Updates = field(default_factory=Updates)
+    constraints: Constraints | None = None
+
+    def __post_init__(self) -> None:
+        for name, value, least in (("epochs", self.epochs, 1), ("batch", self.batch, 0), ("chunk", self.chunk, 0), ("seed", self.seed, 0)):
+            if value < least:
+                raise RecipeError(f"{name} = {value}: at least {least} is needed")
+        if not self.floor_e >= 0 or not 0 < self.power <= 1:
+            raise RecipeError(f"floor_e = {self.floor_e}, power = {self.power}: floor_e >= 0 and 0 < power <= 1 are needed")
+
+    def loss_for(self, patterns: Patterns) -> Loss:
+        """The loss that ``auto`` stands for with these data."""
+        survey = patterns.data.survey()
+        name = choose_loss(self.loss, survey.mean_electrons / (patterns.shape[0] * patterns.shape[1]))
+        return Loss(name, self.floor_e if name == "poisson" else 0.0, self.power)
+
+
+def default_constraints(loss: Loss) -> Constraints:
+    """What acts when the recipe says nothing of constraints.
+
+    Few counts: a positive pure phase, half the unknowns for the same information. Many: positive phase, free amplitude.
+    """
+    few = loss.name == "poisson"
+    return Constraints(
+        pure_phase=PurePhase() if few else None,
+        positive_phase=PositivePhase(),
+        probe_power=None if few else ProbePower(),
+        orthogonal_modes=OrthogonalModes(),
+    )
+
+
+def run(settings: Settings, step: Step, likelihood: Likelihood, patterns: Patterns) -> Iterator[Epoch]:
+    """The loop: yields after every epoch, when the model holds its result.
+
+    Raises DivergedError when the loss is no longer a number.
+    """
+    model, count = likelihood.model, len(patterns)
+    constraints = settings.constraints if settings.constraints is not None else default_constraints(likelihood.loss)
+    order = hilbert_order(model.positions.value_px.detach().cpu().numpy())
+    batch = min(settings.batch, count) or count
+    mask = model.detector.mask
+    least = patterns.least(likelihood.loss, mask)
+    pixels = float(mask.sum()) * count
+    try:
+        for epoch in range(1, settings.epochs + 1):
+            with single_threaded():
+                step.start_epoch(epoch, settings.update.due(epoch))
+                total = torch.zeros((), dtype=torch.float64, device=mask.device)
+                plan = stratified_batches(order, batch, settings.seed, epoch)
+                joined = torch.from_numpy(np.concatenate(plan)).to(mask.device)
+                for index in joined.split([len(part) for part in plan]):
+                    total += step.batch(index, patterns.batch(index))
+                constraints.apply(model, epoch)
+                loss = 2 * (float(total) - least) / pixels
+            if not np.isfinite(loss):
+                raise DivergedError(f"epoch {epoch}: the loss is {loss}; use smaller steps, check defocus, step and flips with ptycho info")
+            yield Epoch(epoch, loss)
+    finally:
+        likelihood.close()

@@ -1,0 +1,120 @@
+"""The ptychographic iterative engines: ePIE, rPIE and mPIE as numbers of one record."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+from ptycho.adjoint import Likelihood, Wants
+from ptycho.errors import RecipeError
+from ptycho.model import Ptychography
+from ptycho.patterns import Patterns
+from ptycho.solvers.base import Due, Epoch, Settings, run
+from ptycho.solvers.refine import Refinement
+
+
+@dataclass(frozen=True, kw_only=True)
+class EPIE(Settings):
+    """O <- O - a G_O / [(1 - r) |P|^2 + r max|P|^2] and the probe likewise, batch by batch.
+
+    G is the gradient of the loss, so that with ``loss`` amplitude, ``batch`` 1, one slice and one mode this is the textbook: r = 1 is ePIE (Maiden
+    & Rodenburg, Ultramicroscopy 109 (2009) 1256), r < 1 rPIE, ``momentum`` > 0 mPIE, which adds the momentum every ``momentum_every``
+    batches (Maiden, Johnson & Li, Optica 4 (2017) 736). The step a runs from ``object_step[0]`` to ``object_step[1]`` over the epochs:
+    a constant one keeps the noise of the last patterns. All slices move at once by a / slices; the batch's overlapping probes share the
+    denominator. Modes and states are summed (Thibault & Menzel, Nature 494 (2013) 68).
+    """
+
+    kind: Literal["epie"] = "epie"
+    batch: int = 8
+    object_step: tuple[float, float] = (1.0, 0.05)
+    probe_step: float = 0.3
+    object_damping: float = 1.0
+    probe_damping: float = 1.0
+    momentum: float = 0.0
+    momentum_every: int = 50
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        for name in ("object_damping", "probe_damping"):
+            if not 0 < getattr(self, name) <= 1:
+                raise RecipeError(f"{name} = {getattr(self, name)}: 0 < damping <= 1 is needed (1 is ePIE, less is rPIE)")
+        if min(self.object_step) <= 0 or self.probe_step < 0:
+            raise RecipeError(f"object_step = {list(self.object_step)}, probe_step = {self.probe_step}: positive steps are needed")
+        if not 0 <= self.momentum < 1 or self.momentum_every < 1:
+            raise RecipeError(f"momentum = {self.momentum}, momentum_every = {self.momentum_every}: 0 <= momentum < 1 and at least 1 are needed")
+
+    def run(self, model: Ptychography, patterns: Patterns, workers: int = 1) -> Iterator[Epoch]:
+        """Yield after each epoch; ``model`` is changed in place."""
+        engine = Likelihood(model, self.loss_for(patterns), self.chunk or None, workers, patterns.missing)
+        return run(self, PIE(self, engine), engine, patterns)
+
+
+class PIE:
+    """State of the engine: the momentum's memory, if there is one."""
+
+    def __init__(self, settings: EPIE, engine: Likelihood) -> None:
+        self.settings, self.engine, self.model = settings, engine, engine.model
+        self.refinement = Refinement(self.model, engine.loss.natural_step)
+        leaves = (self.model.object.transmission.data, self.model.probe.wave.data)
+        self.momenta = [Momentum(leaf, settings.momentum) for leaf in leaves] if settings.momentum else []
+        self.batches = 0
+
+    def start_epoch(self, epoch: int, due: Due) -> None:
+        """The step length of the epoch."""
+        self.due = due
+        first, last = self.settings.object_step
+        self.step = first * (last / first) ** ((epoch - 1) / max(1, self.settings.epochs - 1))
+
+    @torch.no_grad()
+    def batch(self, index: Tensor, counts: Tensor) -> Tensor:
+        """Update object and probe from the same exit waves, as the textbook does."""
+        s, model, due = self.settings, self.model, self.due
+        refine = self.refinement.wants(due)
+        wants = Wants(object=due.object, probe=due.probe or due.aberrations, offsets=refine.offsets, propagation=refine.propagation)
+        corners, offsets = model.positions.split(index, model.size)
+        spectrum = model.probe.spectrum()
+        found = self.engine(corners, offsets, counts, spectrum, model.propagator.tilt_of(index), wants)
+        natural = self.engine.loss.natural_step
+        transmission = model.object.transmission.data
+        object_power = transmission[..., found.box[0], found.box[1]].abs().square().amax()
+        if found.object is not None:
+            light = batch_light(model, corners, found.box)
+            light = (1 - s.object_damping) * light + s.object_damping * light.max()
+            step = 0.5 * natural * self.step / transmission.shape[1]
+            transmission[..., found.box[0], found.box[1]] -= found.object.mul_(step / light.clamp_min(1e-12 * light.max()))
+        if due.probe and found.spectrum is not None:
+            share = s.probe_damping * object_power + (1 - s.probe_damping) * object_power.new_ones(())
+            model.probe.wave.data -= model.probe.pull_back(found.spectrum) * (0.5 * natural * s.probe_step / (len(index) * share))
+        self.refinement.step(index, found, spectrum, due)
+        self.batches += 1
+        if self.batches % s.momentum_every == 0:
+            for momentum in self.momenta:
+                momentum.apply()
+        return found.loss
+
+
+class Momentum:
+    """v <- eta v + (x - x before), x <- x + eta v (mPIE; Maiden, Johnson & Li 2017, eq. 19-20)."""
+
+    def __init__(self, leaf: Tensor, friction: float) -> None:
+        self.leaf, self.friction = leaf, friction
+        self.velocity, self.before = torch.zeros_like(leaf), leaf.clone()
+
+    def apply(self) -> None:
+        """Add the momentum of all updates since the last call."""
+        self.velocity.mul_(self.friction).add_(self.leaf - self.before)
+        self.leaf.add_(self.velocity, alpha=self.friction)
+        self.before.copy_(self.leaf)
+
+
+def batch_light(model: Ptychography, corners: Tensor, box: tuple[slice, slice]) -> Tensor:
+    """Sum of |P|^2 over the modes and the windows of a batch on its box, (h, w)."""
+    size, intensity = model.size, model.probe.wave.detach().abs().square().sum(0)
+    light = torch.zeros(box[0].stop - box[0].start, box[1].stop - box[1].start, dtype=intensity.dtype, device=intensity.device)
+    for y, x in corners.tolist():
+        light[y - box[0].start :, x - box[1].start :][:size, :size] += intensity
+    return light

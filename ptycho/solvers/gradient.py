@@ -1,0 +1,168 @@
+"""Gradient solver: preconditioned Nesterov momentum in natural steps by default, any torch optimiser by name."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import torch
+from torch import Tensor
+
+from ptycho.adjoint import Likelihood, Wants, likelihood
+from ptycho.constraint import normalise
+from ptycho.errors import RecipeError
+from ptycho.model import Ptychography
+from ptycho.patterns import Patterns
+from ptycho.solvers.base import Due, Epoch, Settings, default_constraints, run
+from ptycho.solvers.refine import Refinement, illumination
+
+
+@dataclass(frozen=True, kw_only=True)
+class Gradient(Settings):
+    """Minimises the loss by its gradient.
+
+    ``optimizer`` ``nesterov`` needs no learning rate: the gradient is divided by the illumination, so that a step of one solves the
+    local problem of the batch (the majoriser of the amplitude loss), and the step is chosen such that ``memory`` (begin, end) passes
+    over the data are averaged: few at first, for speed, and more towards the end, against noise. Any optimiser of ``torch.optim`` can
+    be named instead (``Adam``, ``LBFGS``, ...), with ``lr`` (object, in rad), ``lr_probe`` (relative to the probe's rms amplitude) and
+    ``lr_positions`` (pixels).
+    """
+
+    kind: Literal["gradient"] = "gradient"
+    optimizer: str = "nesterov"
+    momentum: float = 0.9
+    memory: tuple[float, float] = (0.1, 1.0)
+    probe_step: float = 0.3
+    illumination_floor: float = 0.05
+    mean_phase_rad: float = 0.2
+    lr: float = 5e-3
+    lr_probe: float = 0.02
+    lr_positions: float = 0.02
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if not 0 <= self.momentum < 1:
+            raise RecipeError(f"momentum = {self.momentum}: 0 <= momentum < 1 is needed")
+        if min(self.memory) <= 0:
+            raise RecipeError(f"memory = {list(self.memory)}: two positive numbers of passes are needed, as [0.1, 1.0]")
+        if self.optimizer != "nesterov" and not _is_optimizer(self.optimizer):
+            raise RecipeError(f'optimizer = "{self.optimizer}": use "nesterov" or a name from torch.optim, such as "Adam" or "LBFGS"')
+
+    def run(self, model: Ptychography, patterns: Patterns, workers: int = 1) -> Iterator[Epoch]:
+        """Yield after each epoch; ``model`` is changed in place."""
+        engine = Likelihood(model, self.loss_for(patterns), self.chunk or None, workers, patterns.missing)
+        step = Nesterov(self, engine, len(patterns)) if self.optimizer == "nesterov" else TorchOptimizer(self, engine)
+        return run(self, step, engine, patterns)
+
+
+class Nesterov:
+    """State of the preconditioned momentum: velocities of object and probe."""
+
+    def __init__(self, settings: Gradient, engine: Likelihood, count: int) -> None:
+        self.settings, self.engine, self.model, self.count = settings, engine, engine.model, count
+        self.velocity = torch.zeros_like(self.model.object.transmission.data)
+        self.probe_velocity = torch.zeros_like(self.model.probe.wave.data)
+        self.refinement = Refinement(self.model, engine.loss.natural_step)
+        constraints = settings.constraints if settings.constraints is not None else default_constraints(engine.loss)
+        self.pure_phase = constraints.pure_phase is not None
+
+    def start_epoch(self, epoch: int, due: Due) -> None:
+        """The illumination changes slowly: one map, and one step length, serve an epoch."""
+        s, self.due = self.settings, due
+        progress = (epoch - 1) / max(1, s.epochs - 1)
+        self.memory = s.memory[0] ** (1 - progress) * s.memory[1] ** progress
+        light = illumination(self.model)
+        # Patterns per pass over the patterns in a batch, times the batch's share of the light, is one pass: the batch size cancels.
+        self.scale = self.engine.loss.natural_step / (light + s.illumination_floor * light.max()) / self.model.object.transmission.shape[1]
+
+    @torch.no_grad()
+    def batch(self, index: Tensor, counts: Tensor) -> Tensor:
+        """One step on the object, the probe, and whatever else is due."""
+        s, model, due = self.settings, self.model, self.due
+        share = len(index) / self.count
+        # The natural step of a batch is 1 / (its share of the light); a step that averages `memory` passes is that times share / memory.
+        step = min(1.0, share / self.memory) * (1 - s.momentum)
+        refine = self.refinement.wants(due)
+        wants = Wants(object=due.object, probe=due.probe or due.aberrations, offsets=refine.offsets, propagation=refine.propagation)
+        corners, offsets = model.positions.split(index, model.size)
+        spectrum = model.probe.spectrum()
+        found = self.engine(corners, offsets, counts, spectrum, model.propagator.tilt_of(index), wants)
+        if found.object is not None:
+            self._step_object(found.object.mul_(0.5 / share), found.box, step)
+        if due.probe and found.spectrum is not None:
+            gradient = model.probe.pull_back(found.spectrum).mul_(0.5 * self.engine.loss.natural_step / len(index))
+            self.probe_velocity.mul_(s.momentum).add_(gradient)
+            model.probe.wave.data.add_(gradient.add_(self.probe_velocity, alpha=s.momentum), alpha=-step * s.probe_step)
+        self.refinement.step(index, found, spectrum, due)
+        return found.loss
+
+    def _step_object(self, gradient: Tensor, box: tuple[slice, slice], step: float) -> None:
+        """v <- mu v + z, O <- O - step (z + mu v), on the touched part of the canvas (Nesterov, in the form of Sutskever et al. 2013)."""
+        s, (rows, columns) = self.settings, box
+        transmission = self.model.object.transmission.data[..., rows, columns]
+        velocity = self.velocity[..., rows, columns]
+        if s.mean_phase_rad > 0:
+            gradient.add_(transmission, alpha=0.5j / s.mean_phase_rad)
+        gradient.mul_(self.scale[rows, columns])
+        velocity.mul_(s.momentum).add_(gradient)
+        transmission.add_(gradient.add_(velocity, alpha=s.momentum), alpha=-step)
+        if self.pure_phase:
+            normalise(transmission)
+
+
+class TorchOptimizer:
+    """Any optimiser of torch.optim on the differentiable likelihood; L-BFGS calls the closure as often as it likes."""
+
+    def __init__(self, settings: Gradient, engine: Likelihood) -> None:
+        self.settings, self.engine, self.model = settings, engine, engine.model
+        self.optimizer: torch.optim.Optimizer | None = None
+
+    def start_epoch(self, epoch: int, due: Due) -> None:
+        """Parameters that become due join; the optimiser is made anew only then."""
+        model, before = self.model, getattr(self, "due", None)
+        self.due = due
+        if due == before:
+            return
+        rms = float(model.probe.wave.detach().abs().square().mean().sqrt())
+        rates: list[tuple[torch.nn.Parameter, bool, float]] = [
+            (model.object.transmission, due.object, self.settings.lr),
+            (model.probe.wave, due.probe, self.settings.lr_probe * rms),
+            (model.positions.value_px, due.positions, self.settings.lr_positions),
+            (model.propagator.tilt_rad, due.tilt, 1e-4),
+            (model.propagator.thickness_A, due.thickness, 0.05),
+            (model.probe.correction_A, due.aberrations and len(model.probe.correction_A) > 0, 1.0),
+        ]
+        for parameter, learned, _ in rates:
+            parameter.requires_grad_(learned)
+        model.detector.background.requires_grad_(False)
+        groups: list[dict[str, Any]] = [{"params": [p], "lr": lr} for p, learned, lr in rates if learned]
+        kind = getattr(torch.optim, self.settings.optimizer)
+        if self.settings.optimizer == "LBFGS":
+            # It takes one group and one step length; the line search makes up for the different scales.
+            self.optimizer = kind([p for g in groups for p in g["params"]], line_search_fn="strong_wolfe")
+        else:
+            self.optimizer = kind(groups)
+
+    def batch(self, index: Tensor, counts: Tensor) -> Tensor:
+        """One optimiser step; the loss is scaled to one electron per pixel so that every optimiser's epsilon makes sense."""
+        assert self.optimizer is not None
+        losses: list[Tensor] = []
+        scale = 1 / counts.numel()
+
+        def closure() -> Tensor:
+            assert self.optimizer is not None
+            self.optimizer.zero_grad()
+            value = likelihood(self.engine, index, counts)
+            losses.append(value.detach())
+            (value * scale).backward()
+            return value.detach() * scale
+
+        # torch.optim's type for a closure returns float; tensors are what it is given everywhere.
+        self.optimizer.step(closure)  # type: ignore[arg-type]
+        return losses[0].double()
+
+
+def _is_optimizer(name: str) -> bool:
+    found = getattr(torch.optim, name, None)
+    return isinstance(found, type) and issubclass(found, torch.optim.Optimizer) and found is not torch.optim.Optimizer

@@ -1,0 +1,175 @@
+"""Model specimens: atoms, and the phase they give to a fast electron, slice by slice.
+
+Neutral, independent atoms: the projected potential of a slice is the sum of its atoms' potentials, each the Fourier transform of an
+elastic scattering factor. Bonding moves the potential by a few per cent at low frequencies and is left out.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+from numpy.typing import NDArray
+from scipy import constants
+
+from ptycho.errors import RecipeError
+from ptycho.geometry import interaction_parameter
+
+#: Z -> (a in Å, b in Å²) of f_e(k) = sum a (2 + b k²) / (1 + b k²)², k = 2 sin(theta) / lambda in Å⁻¹, neutral atoms:
+#: Lobato & Van Dyck, Acta Cryst. A 70 (2014) 636.
+SCATTERING_FACTORS: Mapping[int, tuple[Sequence[float], Sequence[float]]] = {
+    6: ((124.466088621343, -220.352857078963, 195.235352280479, -98.1079361269799, 0.0142023041213623),
+        (2.42120849256005, 2.30537943752425, 2.04851932106564, 1.93352552917547, 0.0768976818478339)),
+    7: ((58.1327150702556, -147.542409087812, 130.143065649639, -39.6195674084154, 0.010595776333148),
+        (1.70044856413471, 1.5590385260174, 1.41576827473146, 1.27841818205455, 0.0565587798474805)),
+    8: ((29.9474045242362, -77.6101266255278, 99.8817764623144, -51.2127005505673, 0.00819618954446032),
+        (1.3028398788001, 1.15794105258309, 1.00988549338025, 0.943327971433266, 0.0433197611321825)),
+    14: ((2.87189142611612, -2.06173501195173, 2.17114024204478, -0.0663073633058801, 0.00301070709670513),
+         (5.08487103642989, 0.429178185305126, 0.366485434192162, 0.119710611296903, 0.0143994536128397)),
+    16: ((2.67971415610199, -0.474252822230755, 0.514835948989687, -0.0958360024990722, 0.00248871963818935),
+         (3.06889121199971, 0.378216702185809, 0.188721811902548, 0.0923370590031494, 0.0111920877241144)),
+    22: ((8.57595775238129, -210.331563465304, 206.097172601541, 0.0477773948977261, 0.00050571648448032),
+         (6.00780668875581, 2.60285856745213, 2.55352345051105, 0.0711429484024153, 0.00485628439383726)),
+    34: ((3.64905047801926, -43.6851662221238, 43.6920288601154, 0.00844902284199144, 3.7861147411e-05),
+         (3.25043267112593, 0.609666201650289, 0.596971300802123, 0.0148554512740362, 0.00133625587356563)),
+    38: ((4.77092509299826, 1.47597850155283, 0.304451355544188, 0.00359474981916728, 3.0008554923e-07),
+         (13.3668881330412, 1.33738379577196, 0.177532369437782, 0.00779105033001826, 0.00028225513964854)),
+    42: ((2.83105968432053, 2.34858137489674, 0.245105888429696, 0.00235282108218515, 2.3127083834e-07),
+         (10.435719575895, 1.60482868674597, 0.131696934774606, 0.00554977901383345, 0.0002227474637649)),
+    74: ((3.97629715819077, 1.52292684257341, 0.797706246390561, 0.0213666741558685, 0.00010307868938572),
+         (6.29685779228774, 1.11289951157691, 0.231057040678473, 0.0151013545567204, 0.00047468247710503)),
+    79: ((1.6759346706487, 3.00486602969729, 0.595340013161635, 0.0117163186623094, 4.296782976398e-05),
+         (5.52231093211402, 1.38007223007196, 0.162229237655945, 0.00901814890416575, 0.00037927766747767)),
+}  # fmt: skip
+
+#: Name -> (Z of the metal, Z of the chalcogen, lattice constant a, distance of the two chalcogen planes), Å:
+#: bulk 2H values, Schutte et al., J. Solid State Chem. 70 (1987) 207 (W) and Bronsema et al., Z. Anorg. Allg. Chem. 540 (1986) 15 (Mo).
+MONOLAYERS: Mapping[str, tuple[int, int, float, float]] = {
+    "WS2": (74, 16, 3.153, 3.14),
+    "MoS2": (42, 16, 3.160, 3.17),
+    "MoSe2": (42, 34, 3.289, 3.34),
+}
+
+STRONTIUM_TITANATE_A = 3.905
+#: Z -> Debye-Waller B in Å² at room temperature; mean square displacement along one axis = B / (8 pi²).
+_STRONTIUM_TITANATE_B_A2 = {38: 0.60, 22: 0.45, 8: 0.80}
+
+
+def scattering_factor_A(atomic_number: int, k_invA: NDArray[np.float64]) -> NDArray[np.float64]:
+    """Elastic electron scattering factor f_e(k) in Å of a neutral atom at rest mass, first Born approximation; k in Å⁻¹ (cycles).
+
+    Lobato & Van Dyck, Acta Cryst. A 70 (2014) 636. Raises RecipeError for an element that is not in the table.
+    """
+    if atomic_number not in SCATTERING_FACTORS:
+        known = ", ".join(str(z) for z in SCATTERING_FACTORS)
+        raise RecipeError(f"atomic number {atomic_number}: no scattering factor is stored; known are {known}; add it to SCATTERING_FACTORS")
+    factor: NDArray[np.float64] = np.zeros_like(k_invA)
+    for a, b in zip(*SCATTERING_FACTORS[atomic_number], strict=True):
+        bk2 = b * k_invA**2
+        factor += a * (2 + bk2) / (1 + bk2) ** 2
+    return factor
+
+
+def monolayer(kind: str, field_A: float, vacancy_fraction: float = 0.0, seed: int = 0) -> NDArray[np.float64]:
+    """Atoms (N, 4) = (Z, z, y, x) in Å of a 2H monolayer "WS2", "MoS2" or "MoSe2", some of its chalcogens missing at random.
+
+    The sheet reaches one unit cell further than ``field_A`` x ``field_A`` about (0, 0); zigzag rows lie along x. Its planes are at 1/4,
+    3/4 and 5/4 of the distance between the chalcogen planes, in the middle of three equal slices. Raises RecipeError.
+    """
+    if kind not in MONOLAYERS:
+        raise RecipeError(f"specimen = {kind!r}: unknown; known are {', '.join(MONOLAYERS)}")
+    if not 0 <= vacancy_fraction < 1:
+        raise RecipeError(f"vacancy_fraction = {vacancy_fraction!r}: a number from 0 to less than 1 is needed")
+    metal, chalcogen, a, distance = MONOLAYERS[kind]
+    # A rectangle of two formula units: (y, x) in units of (sqrt(3) a, a).
+    metals = np.array([[0, 0], [1 / 2, 1 / 2]])
+    chalcogens = metals + [1 / 3, 0]
+    planes = [(chalcogen, distance / 4, chalcogens), (metal, 3 * distance / 4, metals), (chalcogen, 5 * distance / 4, chalcogens)]
+    atoms = np.concatenate([_plane(z, height, basis, (np.sqrt(3) * a, a), field_A / 2 + a) for z, height, basis in planes])
+    missing = (atoms[:, 0] == chalcogen) & (np.random.default_rng([seed, 0]).random(len(atoms)) < vacancy_fraction)
+    return atoms[~missing]
+
+
+def strontium_titanate(field_A: float, thickness_A: float, seed: int | None = None) -> NDArray[np.float64]:
+    """Atoms (N, 4) = (Z, z, y, x) in Å of SrTiO3 [001]: whole cells nearest to ``thickness_A``, one cell wider than the field.
+
+    SrO and TiO2 planes alternate a/2 apart, the first at a/4. With a ``seed`` every atom is displaced at random as at room temperature
+    (one frozen phonon, Einstein model); then the blur of :func:`phase_slices` is not needed. Raises RecipeError.
+    """
+    if not thickness_A > 0:
+        raise RecipeError(f"thickness_A = {thickness_A!r}: a length in Å of more than 0 is needed")
+    a = STRONTIUM_TITANATE_A
+    reach = field_A / 2 + a
+    layers = []
+    for cell in range(max(1, round(thickness_A / a))):
+        top, middle = (cell + 1 / 4) * a, (cell + 3 / 4) * a
+        for z, height, basis in (
+            (38, top, [[0, 0]]),
+            (8, top, [[1 / 2, 1 / 2]]),
+            (22, middle, [[1 / 2, 1 / 2]]),
+            (8, middle, [[0, 1 / 2], [1 / 2, 0]]),
+        ):
+            layers.append(_plane(z, height, np.array(basis), (a, a), reach))
+    atoms = np.concatenate(layers)
+    if seed is not None:
+        mean_square = np.array([_STRONTIUM_TITANATE_B_A2[int(z)] for z in atoms[:, 0]]) / (8 * np.pi**2)
+        atoms[:, 1:] += np.random.default_rng([seed, 0]).normal(size=(len(atoms), 3)) * np.sqrt(mean_square)[:, None]
+    return atoms
+
+
+def _plane(atomic_number: int, z_A: float, basis: NDArray[np.float64], cell_A: tuple[float, float], reach_A: float) -> NDArray[np.float64]:
+    """Atoms (N, 4) of one plane: ``basis`` (n, 2) = (y, x) in fractions of the rectangular cell, repeated over |y|, |x| <= reach."""
+    cells_y, cells_x = (np.arange(-np.ceil(reach_A / side) - 1, np.ceil(reach_A / side) + 1) for side in cell_A)
+    corners = np.stack(np.meshgrid(cells_y, cells_x, indexing="ij"), axis=-1).reshape(-1, 1, 2)
+    yx = ((corners + basis) * cell_A).reshape(-1, 2)
+    yx = yx[(np.abs(yx) <= reach_A).all(axis=1)]
+    return np.column_stack([np.full(len(yx), atomic_number), np.full(len(yx), z_A), yx])
+
+
+def phase_slices(
+    atoms: NDArray[np.float64],
+    shape: tuple[int, int],
+    pixel_A: float,
+    voltage_kV: float,
+    slice_edges_A: Sequence[float] | NDArray[np.float64],
+    rms_displacement_A: float = 0.0,
+) -> NDArray[np.float32]:
+    """Phase sigma * projected potential of each slice, (slices, y, x) in rad, positive for atoms.
+
+    ``atoms`` (N, 4) are (Z, z, y, x) in Å with (y, x) = (0, 0) at pixel (shape[0] // 2, shape[1] // 2); atoms beyond the grid are left
+    out. Slice i holds edges[i] <= z < edges[i + 1]. ``rms_displacement_A`` along one axis blurs the potential (Debye-Waller factor
+    exp(-2 pi² u² k²)). The sum over atoms is exact for every frequency inside the circle of Nyquist, which is all that is kept; the grid is
+    periodic, so an atom at an edge reaches round to the other side. Raises RecipeError for edges that do not rise or atoms outside them.
+
+    V(k) = h² / (2 pi m e) sum_j f_j(k) exp(-2 pi i k.r_j) (Kirkland, Advanced Computing in Electron Microscopy, eq. 5.9-5.12).
+    """
+    edges = np.asarray(slice_edges_A, float)
+    owner = _slice_of(atoms, edges)
+    half_A = np.array(shape) * pixel_A / 2
+    inside = ((atoms[:, 2:] >= -half_A) & (atoms[:, 2:] < half_A)).all(axis=1)
+    ky, kx = np.fft.fftfreq(shape[0], pixel_A), np.fft.rfftfreq(shape[1], pixel_A)
+    k = np.hypot(ky[:, None], kx)
+    volt_A2 = constants.h**2 / (2 * np.pi * constants.m_e * constants.e) * 1e20
+    blur = np.exp(-2 * (np.pi * rms_displacement_A * k) ** 2) * (k < 0.5 / pixel_A)
+    scale = interaction_parameter(voltage_kV) * volt_A2 / pixel_A**2 * blur
+    factors = {z: scale * scattering_factor_A(int(z), k) for z in np.unique(atoms[:, 0])}
+    phases = np.zeros((len(edges) - 1, *shape), np.float32)
+    for i in range(len(phases)):
+        spectrum = np.zeros(k.shape, complex)
+        for z, factor in factors.items():
+            y, x = (atoms[inside & (owner == i) & (atoms[:, 0] == z), 2:] + np.array(shape) // 2 * pixel_A).T
+            # The sum over atoms of exp(-2 pi i k.r) is separable: one product of two small matrices.
+            spectrum += factor * (np.exp(-2j * np.pi * np.outer(ky, y)) @ np.exp(-2j * np.pi * np.outer(x, kx)))
+        phases[i] = np.fft.irfft2(spectrum, shape)
+    return phases
+
+
+def _slice_of(atoms: NDArray[np.float64], edges: NDArray[np.float64]) -> NDArray[np.int64]:
+    """Index of each atom's slice, (N,)."""
+    if len(edges) < 2 or (len(edges) > 2 and not (np.diff(edges) > 0).all()):
+        raise RecipeError(f"slice_edges_A = {edges.tolist()}: at least two numbers in Å that rise are needed")
+    # A plane of atoms right on an edge belongs to the slice below it as a whole, whatever the last digit of its z is.
+    z = atoms[:, 1] + 1e-6
+    if len(z) and not (z.min() >= edges[0] and z.max() < edges[-1] + 2e-6):
+        raise RecipeError(f"slice_edges_A reach from {edges[0]:g} to {edges[-1]:g} Å, the atoms from {z.min():g} to {z.max():g} Å; widen the edges")
+    return np.minimum(np.searchsorted(edges, z, side="right") - 1, len(edges) - 2).astype(np.int64)

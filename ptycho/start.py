@@ -1,0 +1,232 @@
+"""From the geometry of an experiment to the model that a solver begins with."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from scipy.fft import next_fast_len
+from torch import Tensor
+
+from ptycho.aberrations import Aberration, Aberrations
+from ptycho.detector import Detector
+from ptycho.errors import RecipeError
+from ptycho.geometry import Geometry
+from ptycho.model import Positions, Ptychography
+from ptycho.multislice import Object
+from ptycho.optics import aberration_phase, aperture, frequency_grid, probe_wave
+from ptycho.probe import Probe, seed_modes
+from ptycho.propagator import Propagator
+
+#: Room around the outermost windows, in pixels, for positions that are refined.
+_MARGIN = 8
+#: The probe is refined inside this many times the aperture's radius: room for an edge, a semiangle that is a little off, a mode's detail.
+_APERTURE_ROOM = 1.25
+#: Aberrations that can be refined even if the recipe does not name them.
+_REFINABLE: Aberrations = (Aberration(1, 0, 0.0), Aberration(1, 2, 0.0), Aberration(2, 1, 0.0), Aberration(2, 3, 0.0), Aberration(3, 0, 0.0))
+
+
+@dataclass(frozen=True)
+class ModelOptions:
+    """What is modelled: the recipe's [model] section.
+
+    ``probe_modes`` and ``object_states`` add incoherently; ``slice_thickness_A`` is one number or one per slice; ``tilt_mrad`` (y, x) is
+    the specimen's; ``probe_file`` (a run folder or result.h5), ``vacuum_file`` (a measured pattern without specimen) and
+    ``object_file`` replace what would be computed; ``pad`` pixels are simulated beyond each edge of the pattern and ``oversample`` finer
+    pixels in each detector pixel; ``detector_blur_px`` is the standard deviation of the point spread on top of the pixel's area;
+    ``background_e`` electrons per pixel come from elsewhere; ``band_limit`` is the fraction of the highest frequency that is propagated.
+    """
+
+    probe_modes: int = 1
+    object_states: int = 1
+    slices: int = 1
+    slice_thickness_A: float | tuple[float, ...] = 10.0
+    tilt_mrad: tuple[float, float] = (0.0, 0.0)
+    tilt_per_position: bool = False
+    probe_file: str | None = None
+    vacuum_file: str | None = None
+    object_file: str | None = None
+    pad: int = 0
+    oversample: int = 1
+    pixel_area: bool = True
+    detector_blur_px: float = 0.0
+    background_e: float = 0.0
+    band_limit: float = 2 / 3
+    aperture_edge_px: float = 1.0
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        for name in ("probe_modes", "object_states", "slices", "oversample"):
+            if getattr(self, name) < 1:
+                raise RecipeError(f"{name} = {getattr(self, name)}: at least 1 is needed")
+        for name in ("pad", "detector_blur_px", "background_e", "aperture_edge_px", "seed"):
+            if getattr(self, name) < 0:
+                raise RecipeError(f"{name} = {getattr(self, name)}: it cannot be negative")
+        if not 0 < self.band_limit <= 1:
+            raise RecipeError(f"band_limit = {self.band_limit}: a fraction between 0 and 1 is needed")
+        if max(map(abs, self.tilt_mrad)) > 500:
+            raise RecipeError(f"tilt_mrad = {list(self.tilt_mrad)}: a tilt beyond 500 mrad is not a tilt; the unit is mrad")
+        if min(self.thicknesses_A) <= 0:
+            raise RecipeError(f"slice_thickness_A = {self.slice_thickness_A}: positive lengths in Å are needed")
+
+    @property
+    def thicknesses_A(self) -> tuple[float, ...]:
+        """One thickness for each slice."""
+        given = self.slice_thickness_A
+        if isinstance(given, (int, float)):
+            return (float(given),) * self.slices
+        if len(given) != self.slices:
+            raise RecipeError(f"slice_thickness_A has {len(given)} numbers for slices = {self.slices}; give one number or {self.slices}")
+        return given
+
+
+@dataclass(frozen=True)
+class Known:
+    """Arrays from earlier measurements or runs that replace computed starts; None where there is none.
+
+    ``probe`` complex (modes, y, x) on the run's own pixel ``probe_pixel_A``; ``vacuum`` (ky, kx) a pattern without specimen, zero
+    frequency in the centre; ``object`` complex (states, slices, y, x) whose pixel 0 lies at ``object_origin_A`` in the scan's frame.
+    """
+
+    probe: NDArray[np.complex64] | None = None
+    probe_pixel_A: float = 0.0
+    vacuum: NDArray[np.float32] | None = None
+    object: NDArray[np.complex64] | None = None
+    object_pixel_A: float = 0.0
+    object_origin_A: tuple[float, float] = (0.0, 0.0)
+
+
+def start(geometry: Geometry, options: ModelOptions, electrons: float, mask: NDArray[np.bool_], known: Known | None = None) -> Ptychography:
+    """The model at the start of a run: probe from the optics, object empty, positions from the scan.
+
+    ``electrons`` is the mean number per pattern, which the probe carries; ``mask`` (ky, kx), zero frequency in the centre, is true where
+    a pixel counts. Raises RecipeError when the simulated window cannot hold the probe.
+    """
+    known = known or Known()
+    window = next_fast_len(max(geometry.pattern_shape) + 2 * options.pad)
+    size = window * options.oversample
+    pixel_A = 1 / (window * geometry.pixel_invA)
+    wave = _probe(geometry, options, size, pixel_A, electrons, known)
+    passed = aperture(*frequency_grid(size, pixel_A), _APERTURE_ROOM * geometry.aperture_invA, 2 / (size * pixel_A))
+    probe = Probe(wave, pixel_A, geometry.wavelength_A, _REFINABLE, passed)
+    positions, canvas = place_positions(geometry.positions_A / pixel_A, size)
+    thickness = torch.tensor(options.thicknesses_A)
+    tilts = len(positions) if options.tilt_per_position else 1
+    tilt = torch.tensor(options.tilt_mrad).mul(1e-3).expand(tilts, 2)
+    weights = torch.from_numpy(np.fft.ifftshift(mask).astype(np.float32))
+    return Ptychography(
+        Object(_object(geometry, options, canvas, pixel_A, size, known)),
+        probe,
+        Propagator(size, pixel_A, geometry.wavelength_A, thickness, tilt, options.band_limit),
+        Positions(positions),
+        Detector(
+            size,
+            weights,
+            torch.full((1, 1), float(options.background_e)),
+            options.detector_blur_px,
+            options.oversample,
+            options.pixel_area,
+        ),
+        pixel_A,
+    )
+
+
+def place_positions(positions_px: NDArray[np.float64], size: int) -> tuple[Tensor, tuple[int, int]]:
+    """Positions (N, 2) on a canvas that holds every window with a margin, and the canvas's shape (y, x)."""
+    placed = positions_px - positions_px.min(0) + size // 2 + _MARGIN
+    height, width = (int(n) for n in np.ceil(placed.max(0)) + (size - size // 2) + _MARGIN)
+    return torch.from_numpy(placed).float(), (height, width)
+
+
+def probe_diameter_A(geometry: Geometry, depth_A: float = 0.0) -> float:
+    """Diameter of the illumination: geometric blur of the defocus, the greater at entrance or exit, plus the diffraction limit.
+
+    2 max|C10 - z| alpha + 1.2 lambda / alpha (knowledge of the probe's extent; what a window has to hold).
+    """
+    alpha = geometry.semiangle_mrad * 1e-3
+    blur = max(abs(geometry.defocus_A), abs(geometry.defocus_A - depth_A))
+    return 2 * blur * alpha + 1.2 * geometry.wavelength_A / alpha
+
+
+def _probe(geometry: Geometry, options: ModelOptions, size: int, pixel_A: float, electrons: float, known: Known) -> Tensor:
+    """Probe modes, complex64 (modes, y, x), with ``electrons`` in all."""
+    depth = sum(options.thicknesses_A[:-1])
+    diameter, window_A = probe_diameter_A(geometry, depth), size * pixel_A
+    if diameter > window_A and known.probe is None:
+        raise RecipeError(
+            f"the probe is {diameter:.0f} Å wide and the window {window_A:.0f} Å: bin less, or simulate a wider one with "
+            f"oversample = {math.ceil(1.2 * diameter / window_A * options.oversample)} in [model], or check defocus_A"
+        )
+    if known.probe is not None:
+        wave = _resample_probe(torch.from_numpy(known.probe), size, known.probe_pixel_A, pixel_A)
+    elif known.vacuum is not None:
+        wave = _probe_from_vacuum(geometry, known.vacuum, size, pixel_A, options.oversample)[None]
+    else:
+        wave = probe_wave(size, pixel_A, geometry.wavelength_A, geometry.semiangle_mrad, geometry.aberrations, options.aperture_edge_px)[None]
+    wave = wave * math.sqrt(electrons) / torch.linalg.vector_norm(wave)
+    return seed_modes(wave, options.probe_modes).to(torch.complex64)
+
+
+def _probe_from_vacuum(geometry: Geometry, vacuum: NDArray[np.float32], size: int, pixel_A: float, oversample: int) -> Tensor:
+    """The measured aperture amplitude, sqrt of the counts, with the nominal aberrations; complex128 (y, x)."""
+    if vacuum.shape != geometry.pattern_shape:
+        raise RecipeError(f"the vacuum pattern is {vacuum.shape}, the patterns are {geometry.pattern_shape}; prepare both in the same way")
+    amplitude = np.zeros((size // oversample,) * 2)
+    top, left = (size // oversample - vacuum.shape[0] + 1) // 2, (size // oversample - vacuum.shape[1] + 1) // 2
+    # Below a hundredth of the maximum there is noise, not aperture.
+    counts = np.where(vacuum > 0.01 * np.percentile(vacuum, 99.5), vacuum, 0)
+    amplitude[top : top + vacuum.shape[0], left : left + vacuum.shape[1]] = np.sqrt(counts)
+    fine = np.kron(amplitude, np.ones((oversample, oversample)))
+    fine = np.roll(fine, -(oversample // 2), axis=(0, 1)) if oversample > 1 else fine
+    ky, kx = frequency_grid(size, pixel_A)
+    spectrum = torch.polar(torch.from_numpy(np.fft.ifftshift(fine)), -aberration_phase(geometry.aberrations, ky, kx, geometry.wavelength_A))
+    return torch.fft.fftshift(torch.fft.ifft2(spectrum, norm="ortho"))
+
+
+def _resample_probe(wave: Tensor, size: int, pixel_A: float, wanted_A: float) -> Tensor:
+    """A probe (modes, n, n) of another run on this run's grid: cropped or padded in both spaces."""
+    # In reciprocal space the window's extent is 1 / pixel: crop or pad there to the wanted pixel, then in real space to the size.
+    count = round(wave.shape[-1] * pixel_A / wanted_A)
+    spectrum = _fit(torch.fft.fftshift(torch.fft.fft2(torch.fft.ifftshift(wave, dim=(-2, -1))), dim=(-2, -1)), count)
+    return _fit(torch.fft.fftshift(torch.fft.ifft2(torch.fft.ifftshift(spectrum, dim=(-2, -1))), dim=(-2, -1)), size)
+
+
+def _fit(array: Tensor, size: int) -> Tensor:
+    """Crop or zero-pad the last two axes about their centres, pixel n // 2."""
+    have = array.shape[-1]
+    if size <= have:
+        first = have // 2 - size // 2
+        return array[..., first : first + size, first : first + size]
+    wide = array.new_zeros(*array.shape[:-2], size, size)
+    first = size // 2 - have // 2
+    wide[..., first : first + have, first : first + have] = array
+    return wide
+
+
+def _object(geometry: Geometry, options: ModelOptions, canvas: tuple[int, int], pixel_A: float, size: int, known: Known) -> Tensor:
+    """Empty space, or an earlier object; complex64 (states, slices, y, x). Several states start with a little noise, or they stay alike."""
+    shape = (options.object_states, options.slices, *canvas)
+    if known.object is None:
+        phase = torch.zeros(shape)
+    else:
+        phase = _earlier_phase(geometry, canvas, pixel_A, size, known).expand(shape[0], -1, -1, -1) / options.slices
+        phase = phase.expand(shape).contiguous()
+    if options.object_states > 1:
+        phase = phase + 1e-2 * torch.randn(shape, generator=torch.Generator().manual_seed(options.seed))
+    return torch.polar(torch.ones(shape), phase)
+
+
+def _earlier_phase(geometry: Geometry, canvas: tuple[int, int], pixel_A: float, size: int, known: Known) -> Tensor:
+    """Summed phase of an earlier object on this run's canvas, (1, 1, y, x), zero outside of it."""
+    from scipy.ndimage import map_coordinates
+
+    assert known.object is not None
+    summed = np.angle(known.object).mean(0).sum(0)
+    # The canvas's pixel 0 in the scan's frame: the first window's margin and half-width before the smallest position.
+    origin = geometry.positions_A.min(0) - (size // 2 + _MARGIN) * pixel_A
+    axes = [(origin[i] + np.arange(canvas[i]) * pixel_A - known.object_origin_A[i]) / known.object_pixel_A for i in (0, 1)]
+    sampled = map_coordinates(summed, np.meshgrid(*axes, indexing="ij"), order=1)
+    return torch.from_numpy(sampled.astype(np.float32))[None, None]

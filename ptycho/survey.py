@@ -1,0 +1,151 @@
+"""One streamed pass over the patterns: their mean, their hot, dead and damaged pixels, and the bright-field disk."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import Any, TypeAlias
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ptycho.errors import DataError
+from ptycho.preparation import Preparation, bin_sum
+from ptycho.preparation import measured as find_measured
+
+#: (position numbers (n,), their stored frames (n, ky, kx)), one block after the other.
+Blocks: TypeAlias = Iterable[tuple[NDArray[np.int64], NDArray[Any]]]
+
+
+@dataclass(frozen=True, eq=False)
+class Survey:
+    """One pass over the patterns (over 1000 spread ones of more than 2 GB): statistics and what is wrong with them.
+
+    ``mean_pattern`` float64 (ky, kx) in electrons, NaN where never measured; ``mean_electrons`` per pattern; ``max_electrons`` of a
+    pixel; ``n_nonfinite`` and ``n_negative`` (below -1 electron) count pixels of all patterns; ``hot``, ``dead`` and ``static_bad``
+    (never measured) are bool (ky, kx); ``bad_frames`` are positions to be dropped: more than 10 % bad pixels, or no electron at all.
+    """
+
+    n_surveyed: int
+    mean_pattern: NDArray[np.float64]
+    mean_electrons: float
+    max_electrons: float
+    n_nonfinite: int
+    n_negative: int
+    hot: NDArray[np.bool_]
+    dead: NDArray[np.bool_]
+    static_bad: NDArray[np.bool_]
+    bad_frames: NDArray[np.int64]
+
+    @property
+    def n_hot(self) -> int:
+        """Number of hot pixels."""
+        return int(self.hot.sum())
+
+    @property
+    def n_dead(self) -> int:
+        """Number of dead pixels."""
+        return int(self.dead.sum())
+
+
+def survey_patterns(blocks: Blocks, preparation: Preparation, frame_shape: tuple[int, int], name: str) -> Survey:
+    """One streamed pass over ``blocks``, (position numbers, stored frames (n, ky, kx)); ``name`` is the file's, for messages.
+
+    Raises DataError when nothing is usable, all pixels are the same, or more than a fifth of the patterns are damaged.
+    """
+    shape = preparation.cropped_shape(frame_shape)
+    total, measured = np.zeros(shape), np.zeros(shape, np.int64)
+    surveyed, bad_pixels, sums = [], [], []
+    n_nonfinite = n_negative = 0
+    lowest, highest = np.inf, -np.inf
+    for numbers, stored in blocks:
+        surveyed.append(numbers)
+        patterns = preparation.electrons(stored)
+        good = find_measured(patterns)
+        finite = np.isfinite(patterns)
+        n_nonfinite += int(finite.size - finite.sum())
+        n_negative += int((finite & ~good).sum())
+        patterns = np.where(good, patterns, np.float32(0))
+        total += patterns.sum(0, dtype=np.float64)
+        measured += good.sum(0)
+        bad_pixels.append((~good).sum((1, 2)))
+        sums.append(patterns.sum((1, 2), dtype=np.float64))
+        if good.any():
+            lowest = min(lowest, float(patterns.min(where=good, initial=np.inf)))
+            highest = max(highest, float(patterns.max(where=good, initial=-np.inf)))
+    if not measured.any():
+        raise DataError(f"{name}: no pixel is usable, all are NaN or below -1 electron; check the file, dark and adu_per_electron")
+    if lowest == highest:
+        raise DataError(f"{name}: all pixels are {lowest:g}; this is not a diffraction data set, check the file and the dataset's name")
+    static = measured == 0
+    bad = np.concatenate(bad_pixels) - static.sum() > 0.1 * (~static).sum()
+    per_pattern = np.concatenate(sums)
+    typical = float(per_pattern[~bad].mean()) if not bad.all() else 0.0
+    bad |= (per_pattern == 0) & (typical > 100)  # a beam that was on leaves no empty pattern
+    if bad.mean() > 0.2:
+        raise DataError(
+            f"{name}: {bad.sum()} of {len(bad)} patterns are damaged (more than 10 % bad pixels or empty); check dark and adu_per_electron"
+        )
+    positions = np.concatenate(surveyed)
+    mean = np.divide(total, measured, out=np.full(shape, np.nan), where=~static)
+    hot, dead = _hot_and_dead(mean, measured)
+    factor = preparation.bin
+    return Survey(
+        n_surveyed=len(positions),
+        mean_pattern=bin_sum(mean, factor),
+        mean_electrons=float(per_pattern[~bad].mean()),
+        max_electrons=highest,
+        n_nonfinite=n_nonfinite,
+        n_negative=n_negative,
+        hot=bin_sum(hot, factor) > 0,
+        dead=bin_sum(dead, factor) > 0,
+        static_bad=bin_sum(static, factor) > 0,
+        bad_frames=positions[bad],
+    )
+
+
+def _hot_and_dead(mean: NDArray[np.float64], measured: NDArray[np.int64]) -> tuple[NDArray[np.bool_], NDArray[np.bool_]]:
+    """Pixels that cannot be what the beam did, from the mean pattern and the number of measurements of each pixel.
+
+    Hot: more than 3 times the second largest of its 8 neighbours, and by more than 10 electrons and 10 sigma of all patterns.
+    Dead: exactly zero where all but two of its neighbours have more than 20 electrons (beside a sharp edge of the disk at least
+    three have few).
+    """
+    height, width = mean.shape
+    padded = np.pad(np.nan_to_num(mean), 1, mode="reflect")
+    shifts = [(y, x) for y in range(3) for x in range(3) if (y, x) != (1, 1)]
+    neighbours = np.sort(np.stack([padded[y : y + height, x : x + width] for y, x in shifts]), axis=0)
+    total, expected = np.nan_to_num(mean) * measured, neighbours[-2].clip(0) * measured
+    excess = total - expected
+    hot = (total > 3 * expected) & (excess > 10) & (excess > 10 * np.sqrt(np.maximum(expected, 1)))
+    dead = (total == 0) & (measured > 0) & (neighbours[2] * measured > 20)
+    return hot, dead
+
+
+def find_disk(mean_pattern: NDArray[Any]) -> tuple[float, float, float] | None:
+    """Centre y, x and radius in pixels of the bright-field disk of a mean pattern (NaN = not measured); None without a disk.
+
+    The radius is that of a circle with the disk's area, the edge being where the intensity is half of the plateau.
+    """
+    from scipy import ndimage  # late: it takes longer to import than to use
+
+    valid = np.isfinite(mean_pattern)
+    image = np.where(valid, mean_pattern, 0.0).clip(0)
+    if not image.any():
+        return None
+    image = np.where(valid, image, ndimage.median_filter(image, 5))
+    plateau = float((image**2).sum() / image.sum())
+    for _ in range(10):
+        plateau = float(np.median(image[image > plateau / 2]))
+    labels, _ = ndimage.label(image > plateau / 4)
+    sizes = np.bincount(labels.ravel(), weights=image.ravel())
+    sizes[0] = 0
+    disk = ndimage.binary_fill_holes(labels == sizes.argmax())
+    # A pixel that the edge cuts holds a part of the plateau: a ramp about one half measures that part.
+    inside = ndimage.binary_erosion(disk, iterations=2)
+    weight = np.where(inside, 1.0, np.where(disk, ((image / plateau - 0.25) * 2).clip(0, 1), 0.0))
+    area = float(weight.sum())
+    if area < 3:
+        return None
+    y, x = np.indices(image.shape)
+    return float((weight * y).sum() / area), float((weight * x).sum() / area), float(np.sqrt(area / np.pi))
