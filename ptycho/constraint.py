@@ -6,6 +6,7 @@ Each constraint is a frozen record of numbers with one method; the records are a
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import ClassVar
 
 import torch
 from torch import Tensor
@@ -18,6 +19,8 @@ from ptycho.probe import orthogonalise
 @dataclass(frozen=True)
 class Constraint:
     """Imposed after epoch ``start``, ``start + every``, ... up to ``stop`` (0: to the end)."""
+
+    __pydantic_config__: ClassVar = {"extra": "forbid", "allow_inf_nan": False}  # for recipe.py
 
     start: int = 1
     stop: int = 0
@@ -124,6 +127,8 @@ class ProbePower(Constraint):
 @dataclass(frozen=True)
 class Constraints:
     """Which constraints act; None leaves one out. They act in this order."""
+
+    __pydantic_config__: ClassVar = {"extra": "forbid", "allow_inf_nan": False}  # for recipe.py
 
     pure_phase: PurePhase | None = None
     amplitude: Amplitude | None = None

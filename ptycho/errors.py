@@ -11,7 +11,7 @@ class PtychoError(Exception):
     exit_code = 1
 
 
-class RecipeError(PtychoError):
+class RecipeError(PtychoError, ValueError):
     """The recipe, or a value given in its place, is wrong (exit code 3)."""
 
     exit_code = 3

@@ -54,15 +54,16 @@ def compare_with_truth(
     ``centre_A`` (y, x) is the centre of the scanned field from the centre of ``phase[0, 0]`` and ``field_A`` its sides; in the truth,
     taken as periodic, it lies at half the array, (n / 2) pixels from ``truth[0, 0]``. Both are limited to ``cutoff_invA`` (default:
     the limit of the phase's grid), the last fifth with a cosine edge. ``margin_A`` is left out on each side (default: 5 % of the
-    shorter side; the rim is seen by few probe positions). The shift that maximises the correlation is looked for within ``search_A``: keep it below half a
-    lattice spacing for crystals. Raises DataError when there is nothing to compare.
+    shorter side; the rim is seen by few probe positions). The shift that maximises the correlation is looked for within
+    ``search_A``: of a crystal, the equivalent one nearest to perfect wins. Raises DataError when there is nothing to compare.
     """
     phase, truth = _checked("phase", phase), _checked("truth", truth)
     cutoff = min(cutoff_invA or np.inf, 0.5 / pixel_A)
     margin = 0.05 * min(field_A) if margin_A is None else margin_A
     rows, columns = (_axis_inside(n, pixel_A, c, f / 2 - margin) for n, c, f in zip(phase.shape, centre_A, field_A, strict=True))
     if min(len(rows), len(columns)) < 8:
-        raise DataError(f"the scanned field of {field_A[0]:g} x {field_A[1]:g} Å without {margin:g} Å on each side has less than 8 pixels; lower margin_A")
+        sides = f"{field_A[0]:g} x {field_A[1]:g} Å without {margin:g} Å on each side"
+        raise DataError(f"the scanned field of {sides} has less than 8 pixels in the phase; check centre_A, field_A and margin_A")
     recovered = _flat(_band_limited(phase, pixel_A, cutoff)[rows[0] : rows[-1] + 1, columns[0] : columns[-1] + 1])
     true_at = _sampler(truth, truth_pixel_A, cutoff)
 
@@ -74,7 +75,7 @@ def compare_with_truth(
         )
         return true_at(y, x)
 
-    if not recovered.any() or not _flat(expected(np.zeros(2))).any():
+    if recovered.std() <= 1e-9 * np.abs(phase).max() or _flat(expected(np.zeros(2))).std() <= 1e-9 * np.abs(truth).max():
         raise DataError("phase or truth is flat in the scanned field; there is nothing to compare")
     shift = _register(recovered, expected, border=max(4, round(search_A / pixel_A)))
     true = _flat(expected(shift))
@@ -104,7 +105,7 @@ def fourier_ring_correlation(a: NDArray[Any], b: NDArray[Any], pixel_A: float, w
     inside = ring < rings
 
     def total(values: NDArray[Any]) -> Image:
-        return np.bincount(ring[inside], values[inside], rings)
+        return np.asarray(np.bincount(ring[inside], values[inside], rings), np.float64)
 
     power = total(np.abs(spectrum_a) ** 2) * total(np.abs(spectrum_b) ** 2)
     common = total((spectrum_a * spectrum_b.conj()).real)
@@ -119,14 +120,14 @@ def _checked(name: str, image: NDArray[Any]) -> Image:
     return np.asarray(image, np.float64)
 
 
-def _axis_inside(size: int, pixel_A: float, centre_A: float, half_A: float) -> NDArray[np.int64]:
+def _axis_inside(size: int, pixel_A: float, centre_A: float, half_A: float) -> NDArray[np.intp]:
     """Pixels within ``half_A`` of the centre; empty when there are none."""
     return np.flatnonzero(np.abs(np.arange(size) * pixel_A - centre_A) <= half_A)
 
 
 def _frequency(shape: tuple[int, ...], pixel_A: float) -> Image:
     ky, kx = (np.fft.fftfreq(n, pixel_A) for n in shape)
-    return np.hypot(ky[:, None], kx)
+    return np.asarray(np.hypot(ky[:, None], kx))
 
 
 def _pass_band(frequency_invA: Image, cutoff_invA: float) -> Image:
@@ -179,9 +180,11 @@ def _register(recovered: Image, expected: Callable[..., Image], border: int) -> 
     peak = ndimage.map_coordinates(score, fine, order=3).argmax()
     start = border - fine.reshape(2, -1)[:, peak]
     simplex = start + np.array([[0.1, 0.1], [-0.15, 0.05], [0.05, -0.15]])
-    options = {"initial_simplex": simplex, "xatol": 1e-3, "fatol": 1e-9}
-    found = optimize.minimize(lambda shift: -_correlation(recovered, _flat(expected(shift))), start, method="Nelder-Mead", options=options)
-    return np.asarray(found.x)
+
+    def disagreement(shift: NDArray[Any]) -> float:
+        return -_correlation(recovered, _flat(expected(shift)))
+
+    return np.asarray(optimize.fmin(disagreement, start, xtol=1e-3, ftol=1e-9, disp=False, initial_simplex=simplex), np.float64)
 
 
 def _crossing(frequency_invA: Image, frc: Image, cutoff_invA: float) -> float:

@@ -16,15 +16,17 @@ from pathlib import Path
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from torch import Tensor
 
-from ptycho.aberrations import parse_aberrations
+from ptycho.aberrations import Aberrations, parse_aberrations
 from ptycho.detector import Detector
 from ptycho.errors import OutputError, RecipeError
 from ptycho.geometry import raster_positions_A, wavelength_A
 from ptycho.io import write_empad, write_hdf5
+from ptycho.io.empad import typical_adu_per_electron
 from ptycho.model import Positions, Ptychography
 from ptycho.multislice import Object
-from ptycho.optics import probe_wave
+from ptycho.optics import aberration_phase, aperture, frequency_grid
 from ptycho.probe import Probe
 from ptycho.propagator import Propagator
 from ptycho.specimen import MONOLAYERS, STRONTIUM_TITANATE_A, monolayer, phase_slices, strontium_titanate
@@ -36,11 +38,13 @@ SPECIMENS = (*MONOLAYERS, "SrTiO3", "vacuum")
 Progress = Callable[[int, int], None]
 
 #: Positions at a time; with more the waves no longer fit the processor's cache.
-_BATCH = 2
+_BATCH = 4
 #: Samples per detector pixel and axis.
 _OVERSAMPLE = 2
 #: Highest simulated over highest detected frequency: two thirds of it, which pass the propagator, reach beyond the detector's edge.
 _BAND = 1.75
+#: A slice of the reconstruction that the recipe proposes; much thinner ones cannot be told apart at usual angles and doses.
+_RECONSTRUCTION_SLICE_A = 20.0
 
 
 @dataclass(frozen=True)
@@ -67,7 +71,7 @@ class Simulation:
     vacancy_fraction: float = 0.05
     thickness_A: float = 100.0
     slice_thickness_A: float | None = None
-    rms_displacement_A: float = 0.07
+    rms_displacement_A: float = 0.06
     tilt_mrad: tuple[float, float] = (0.0, 0.0)
     seed: int = 0
 
@@ -83,6 +87,8 @@ class Simulation:
             self._check(("slice_thickness_A",), lambda value: value > 0, "a length in Å of more than 0, or none, is needed")
         if self.pattern_px < 2 or self.pattern_px % 2:
             raise RecipeError(f"pattern_px = {self.pattern_px!r}: an even number of pixels is needed")
+        if not np.isfinite(self.tilt_mrad).all() or len(self.tilt_mrad) != 2:
+            raise RecipeError(f"tilt_mrad = {self.tilt_mrad!r}: two numbers in mrad, (y, x), are needed")
         if len(self.scan_shape) != 2 or min(self.scan_shape) < 1:
             raise RecipeError(f"scan_shape = {self.scan_shape!r}: two whole numbers of at least 1, (slow, fast), are needed")
         self._check_window()
@@ -109,6 +115,11 @@ class Simulation:
     def electrons_per_pattern(self) -> float:
         """Mean electrons that each position receives: dose times the area of a scan step."""
         return self.dose_e_per_A2 * self.step_A**2
+
+    @property
+    def positions_A(self) -> NDArray[np.float64]:
+        """Probe centres (N, 2) = (y, x) in Å from the centre of the scan."""
+        return raster_positions_A(self.scan_shape, (self.step_A, self.step_A), self.rotation_deg)
 
     @property
     def fine_size(self) -> int:
@@ -148,18 +159,19 @@ def simulate(simulation: Simulation, progress: Progress | None = None, atoms: ND
     patterns = noise.poisson(expected).astype(np.float32)
     if simulation.read_noise_electrons:
         patterns += noise.standard_normal(patterns.shape, np.float32) * np.float32(simulation.read_noise_electrons)
-    shape = simulation.scan_shape + patterns.shape[1:]
-    positions = _positions_A(simulation)
-    return Simulated(simulation, patterns.reshape(shape), phase, simulation.fine_pixel_A, positions, float(edges[-1] - edges[0]))
+    patterns = patterns.reshape(*simulation.scan_shape, *patterns.shape[1:])
+    return Simulated(simulation, patterns, phase, simulation.fine_pixel_A, simulation.positions_A, float(edges[-1] - edges[0]))
 
 
 def forward_model(
     simulation: Simulation, atoms: NDArray[np.float64] | None = None
 ) -> tuple[Ptychography, NDArray[np.float32], NDArray[np.float64]]:
     """The noise-free model, the projected phase (y, x) in rad that it holds and the edges of its slices in Å (slices + 1,)."""
-    size, pixel_A, positions = simulation.fine_size, simulation.fine_pixel_A, _positions_A(simulation)
+    size, pixel_A, positions = simulation.fine_size, simulation.fine_pixel_A, simulation.positions_A
     height, width = (2 * math.ceil(np.abs(positions[:, axis]).max() / pixel_A) + size + 4 for axis in (0, 1))
     atoms, edges = _specimen(simulation, max(height, width) * pixel_A, atoms)
+    # The grid is periodic: atoms right at its rim would overlap with those at the opposite one.
+    atoms = atoms[(np.abs(atoms[:, 2:]) < np.array([height, width]) * pixel_A / 2 - 1).all(axis=1)]
     phases = phase_slices(atoms, (height, width), pixel_A, simulation.voltage_kV, edges, simulation.rms_displacement_A)
     transmission = torch.polar(torch.ones(phases.shape), torch.from_numpy(phases))[None]
 
@@ -167,9 +179,7 @@ def forward_model(
     wavelength = wavelength_A(simulation.voltage_kV)
     # A slice acts in its middle, half a slice below the entrance surface: there the underfocus is that much smaller.
     terms = parse_aberrations({"defocus_A": simulation.defocus_A - thickness[0] / 2})
-    # An edge one detector pixel wide: a sharper one falls between the samples of a pixel, and electrons no longer add up.
-    wave = probe_wave(size, pixel_A, wavelength, simulation.semiangle_mrad, terms, edge_px=_OVERSAMPLE)
-    wave = wave * math.sqrt(simulation.electrons_per_pattern)
+    wave = _probe_wave(size, pixel_A, wavelength, simulation.semiangle_mrad, terms) * math.sqrt(simulation.electrons_per_pattern)
     tilt = torch.tensor([simulation.tilt_mrad], dtype=torch.float32) * 1e-3
     model = Ptychography(
         Object(transmission),
@@ -194,17 +204,23 @@ def expected_patterns(model: Ptychography, progress: Progress | None = None) -> 
     return patterns
 
 
-def _positions_A(simulation: Simulation) -> NDArray[np.float64]:
-    return raster_positions_A(simulation.scan_shape, (simulation.step_A, simulation.step_A), simulation.rotation_deg)
+def _probe_wave(size: int, pixel_A: float, wavelength_A: float, semiangle_mrad: float, terms: Aberrations) -> Tensor:
+    """Probe of unit power, complex (y, x), centred at ``size // 2``: as ``optics.probe_wave``, with the intensity's edge straight.
+
+    The disk then has the area of the aperture. The edge is one detector pixel wide: a sharper one falls between the samples of a pixel,
+    and the electrons no longer add up.
+    """
+    ky, kx = frequency_grid(size, pixel_A)
+    amplitude = aperture(ky, kx, semiangle_mrad * 1e-3 / wavelength_A, _OVERSAMPLE / (size * pixel_A)).sqrt()
+    spectrum = torch.polar(amplitude, -aberration_phase(terms, ky, kx, wavelength_A))
+    wave = torch.fft.fftshift(torch.fft.ifft2(spectrum, norm="ortho"))
+    return torch.as_tensor(wave / torch.linalg.vector_norm(wave))
 
 
-def _specimen(
-    simulation: Simulation, field_A: float, atoms: NDArray[np.float64] | None
-) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+def _specimen(simulation: Simulation, field_A: float, atoms: NDArray[np.float64] | None) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
     """Atoms (N, 4) over the field and the edges of equal slices, (slices + 1,), about as thick as wanted."""
     if atoms is not None:
-        thickness = max(float(atoms[:, 1].max()), 0.0) + 1.0
-        spacing = 2.0
+        spacing, thickness = 2.0, float(atoms[:, 1].max(initial=0.0)) + 1.0
     elif simulation.specimen == "vacuum":
         return np.empty((0, 4)), np.zeros(2)
     else:
@@ -222,7 +238,7 @@ def _specimen(
 def write_simulation(simulated: Simulated, directory: str | os.PathLike[str], format: str = "empad") -> Path:
     """Write the patterns, ``truth.npz`` (phase (1, y, x) in rad, sampling_A) and a ``recipe.toml`` that reconstructs them.
 
-    ``format`` "empad": ``scan_x{fast}_y{slow}.raw`` with its ``.xml``, 148 ADU per electron; "hdf5": ``data.h5`` in electrons. Returns
+    ``format`` "empad": ``scan_x{fast}_y{slow}.raw`` with its ``.xml``, 148 ADU per electron at 80 kV; "hdf5": ``data.h5`` in electrons. Returns
     the path of the recipe. Raises RecipeError for an unknown format or patterns that an EMPAD cannot have, OutputError when the
     files cannot be written.
     """
@@ -238,7 +254,7 @@ def write_simulation(simulated: Simulated, directory: str | os.PathLike[str], fo
             path = write_empad(
                 folder / f"scan_x{s.scan_shape[1]}_y{s.scan_shape[0]}.raw",
                 simulated.patterns,
-                adu_per_electron=_EMPAD_ADU,
+                adu_per_electron=typical_adu_per_electron(s.voltage_kV),
                 voltage_kV=s.voltage_kV,
                 step_A=s.step_A,
                 rotation_deg=s.rotation_deg,
@@ -254,18 +270,12 @@ def write_simulation(simulated: Simulated, directory: str | os.PathLike[str], fo
     return recipe
 
 
-#: ADU that one electron of 80 kV gives on an EMPAD.
-_EMPAD_ADU = 148.0
-#: A slice of the reconstruction; thinner ones cannot be told apart at usual angles and doses.
-_RECONSTRUCTION_SLICE_A = 20.0
-
-
 def _recipe(simulated: Simulated, file_name: str, format: str) -> str:
     s = simulated.simulation
     slices = max(1, round(simulated.thickness_A / _RECONSTRUCTION_SLICE_A))
     slice_thickness = f"\nslice_thickness_A = {simulated.thickness_A / slices:g}" if slices > 1 else ""
     stored = {
-        "empad": f"flip_rows = true             # the EMPAD stores its rows upside down\nadu_per_electron = {_EMPAD_ADU:g}",
+        "empad": f"flip_rows = true             # the EMPAD stores its rows upside down\nadu_per_electron = {typical_adu_per_electron(s.voltage_kV):.8g}",
         "hdf5": "flip_rows = false\nadu_per_electron = 1         # already electrons",
     }[format]
     return f"""\

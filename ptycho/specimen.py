@@ -86,8 +86,8 @@ def monolayer(kind: str, field_A: float, vacancy_fraction: float = 0.0, seed: in
     chalcogens = metals + [1 / 3, 0]
     planes = [(chalcogen, distance / 4, chalcogens), (metal, 3 * distance / 4, metals), (chalcogen, 5 * distance / 4, chalcogens)]
     atoms = np.concatenate([_plane(z, height, basis, (np.sqrt(3) * a, a), field_A / 2 + a) for z, height, basis in planes])
-    missing = (atoms[:, 0] == chalcogen) & (np.random.default_rng([seed, 0]).random(len(atoms)) < vacancy_fraction)
-    return atoms[~missing]
+    missing: NDArray[np.bool_] = (atoms[:, 0] == chalcogen) & (np.random.default_rng([seed, 0]).random(len(atoms)) < vacancy_fraction)
+    return np.compress(~missing, atoms, axis=0)
 
 
 def strontium_titanate(field_A: float, thickness_A: float, seed: int | None = None) -> NDArray[np.float64]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from typing import ClassVar
 
 import numpy as np
 import torch
@@ -39,6 +40,8 @@ class ModelOptions:
     pixels in each detector pixel; ``detector_blur_px`` is the standard deviation of the point spread on top of the pixel's area;
     ``background_e`` electrons per pixel come from elsewhere; ``band_limit`` is the fraction of the highest frequency that is propagated.
     """
+
+    __pydantic_config__: ClassVar = {"extra": "forbid", "allow_inf_nan": False}  # for recipe.py
 
     probe_modes: int = 1
     object_states: int = 1

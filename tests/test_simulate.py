@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 import torch
 from scipy import constants
+from scipy.ndimage import gaussian_filter
 
 import ptycho.io
 from ptycho.aberrations import parse_aberrations
@@ -146,7 +147,7 @@ def test_vacuum_gives_the_aperture() -> None:
     ky, kx = np.indices(pattern.shape) - 32
     k = np.hypot(ky, kx)
     level = pattern[k < radius - 2]
-    np.testing.assert_allclose(level, simulation.electrons_per_pattern / (np.pi * radius**2), rtol=0.02)
+    np.testing.assert_allclose(level, simulation.electrons_per_pattern / (np.pi * radius**2), rtol=2e-3)
     assert np.ptp(level) < 1e-3 * level.mean()
     assert np.sqrt(pattern.sum() / level.mean() / np.pi) == pytest.approx(radius, abs=0.05)
     assert pattern[k > radius + 2].max() < 1e-6 * level.mean()
@@ -162,17 +163,19 @@ def test_underfocus_comes_to_focus_behind_the_specimen() -> None:
     torch.testing.assert_close(there, focused)
 
 
-@pytest.mark.parametrize("defocus_A", [160.0, -160.0])
+@pytest.mark.parametrize("defocus_A", [600.0, -600.0])
 @pytest.mark.parametrize("axis", [0, 1])
 def test_shadow_image_is_upside_down_with_underfocus(defocus_A: float, axis: int) -> None:
     """With underfocus the ray through a point at +r of the probe runs towards the axis: the shadow of an atom there is at k = -r / (lambda D)."""
-    simulation = replace(SMALL, scan_shape=(1, 1), defocus_A=defocus_A, pattern_px=64, pixel_invA=0.03)
+    simulation = Simulation(scan_shape=(1, 1), defocus_A=defocus_A, pixel_invA=0.03, pattern_px=64, read_noise_electrons=0.0)
     atom = np.array([[42, 0.0, 0.0, 0.0]])
-    atom[0, 2 + axis] = 2.0
-    change = (expected(simulation, atom) - expected(replace(simulation, specimen="vacuum")))[0] ** 2
-    centre = [(change * (np.indices(change.shape)[i] - 32) * 0.03).sum() / change.sum() for i in (0, 1)]
-    assert centre[axis] == pytest.approx(-2.0 / (wavelength_A(80.0) * defocus_A), rel=0.15)
-    assert centre[1 - axis] == pytest.approx(0, abs=0.02)
+    atom[0, 2 + axis] = 8.0
+    change = (expected(simulation, atom) - expected(replace(simulation, specimen="vacuum")))[0]
+    # Smoothing removes the Fresnel fringes and leaves their centre.
+    shadow = np.unravel_index(np.abs(gaussian_filter(change, 2)).argmax(), change.shape)
+    k = (np.array(shadow) - 32) * 0.03
+    assert k[axis] == pytest.approx(-8.0 / (wavelength_A(80.0) * defocus_A), abs=0.031)
+    assert k[1 - axis] == pytest.approx(0, abs=0.031)
 
 
 def test_beam_is_drawn_towards_an_atom() -> None:
@@ -187,7 +190,7 @@ def test_scan_moves_the_probe_over_the_specimen() -> None:
     simulation = replace(SMALL, scan_shape=(2, 3), step_A=1.3, rotation_deg=20.0)
     atoms = np.array([[42, 0.0, 0.5, 1.0], [16, 0.0, -1.5, 0.4]])
     patterns = expected(simulation, atoms)
-    for position, pattern in zip(simulate(simulation, atoms=atoms).positions_A, patterns, strict=True):
+    for position, pattern in zip(simulation.positions_A, patterns, strict=True):
         alone = expected(replace(simulation, scan_shape=(1, 1)), atoms - np.r_[0, 0, position])[0]
         np.testing.assert_allclose(pattern, alone, atol=2e-3 * alone.max())
 
@@ -229,6 +232,7 @@ def test_progress_reaches_the_end() -> None:
         ({"dose_e_per_A2": float("nan")}, "dose_e_per_A2"),
         ({"vacancy_fraction": 1.5}, "vacancy_fraction"),
         ({"pattern_px": 33}, "pattern_px"),
+        ({"tilt_mrad": (0.0, float("inf"))}, "tilt_mrad"),
         ({"scan_shape": (0, 4)}, "scan_shape"),
         ({"slice_thickness_A": -1.0}, "slice_thickness_A"),
         ({"pixel_invA": 0.03}, "enlarge"),
@@ -265,7 +269,7 @@ def test_reader_reads_back(tmp_path: Path, empad_sized, format: str) -> None:  #
 
     alone = ptycho.io.read(path)  # what the file itself knows
     assert alone.calibration["voltage_kV"].value == pytest.approx(80.0)
-    assert alone.calibration["step_A"].value == pytest.approx((0.8, 0.8))
+    np.testing.assert_allclose(alone.calibration["step_A"].value, 0.8)
     with np.load(tmp_path / "new" / "truth.npz", allow_pickle=False) as truth:
         assert np.array_equal(truth["phase"], empad_sized.truth_phase[None])
         assert float(truth["sampling_A"]) == empad_sized.truth_pixel_A
@@ -286,10 +290,9 @@ def test_agrees_with_another_programs_monolayer(test_data: Path) -> None:
     """WS2 at the same conditions: the mean pattern's disk and the fractions scattered beyond it."""
     raw = np.memmap(test_data / "ws2_empad" / "scan_x48_y48.raw", "<f4", "r", shape=(2304, 130, 128))[::5, :128]
     theirs = np.asarray(raw, np.float64).mean(0)[::-1] / 148
-    # 4 x 4 positions over 12 Å see the same mean specimen.
-    ours = expected(Simulation(scan_shape=(4, 4), step_A=2.9, read_noise_electrons=0.0)).mean(0)
-    k = np.hypot(*(np.indices((128, 128)) - 64)) / 30
-    disk = 24.9e-3 / wavelength_A(80.0)
-    for low, high, tolerance in ((0, 0.95 * disk, 0.01), (1.1 * disk, 1.2, 0.15), (1.2, 2.0, 0.15)):
+    # 6 x 6 positions over 23 Å see nearly the same mean specimen.
+    ours = expected(Simulation(scan_shape=(6, 6), step_A=4.5)).mean(0)
+    k = np.hypot(*(np.indices((128, 128)) - 64)) / 30 / (24.9e-3 / wavelength_A(80.0))
+    for low, high, tolerance in ((0, 0.9, 0.01), (0.9, 1.1, 0.02), (1.1, 2.0, 0.1), (2.0, 3.5, 0.2)):
         ring = (k >= low) & (k < high)
         assert ours[ring].sum() / ours.sum() == pytest.approx(theirs[ring].sum() / theirs.sum(), rel=tolerance)

@@ -15,7 +15,6 @@ import math
 import os
 import shutil
 import tempfile
-from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -196,8 +195,19 @@ def _digest(result: Result) -> str:
             sha.update(f"{field.name} {value.shape} {value.dtype.str}".encode())
             sha.update(np.ascontiguousarray(value).data)
         else:
-            sha.update(f"{field.name} {sorted(value.items()) if isinstance(value, dict) else value!r}".encode())
+            sha.update(f"{field.name} {_plain(value)!r}".encode())
     return sha.hexdigest()
+
+
+def _plain(value: Any) -> Any:
+    """Text and floats only, so that 1, 1.0 and NumPy's numbers have the same checksum before and after the file."""
+    if isinstance(value, dict):
+        return sorted((name, _plain(item)) for name, item in value.items())
+    if isinstance(value, tuple):
+        return [_plain(item) for item in value]
+    if isinstance(value, EpochRecord):
+        return _plain(dataclasses.astuple(value))
+    return value if isinstance(value, str) else float(value)
 
 
 def _imagej(result: Result) -> memoryview:
@@ -235,14 +245,14 @@ def _read(file: h5py.File) -> Result:
         EpochRecord(int(stage), _text(kind), int(epoch), float(loss), float(seconds))
         for stage, kind, epoch, loss, seconds in zip(*columns.values(), strict=True)
     )
-    aberrations: Mapping[str, Any] = file["aberrations"].attrs
+    fields: dict[str, Any] = {name: _array(file, dataset) for name, (dataset, *_) in _ARRAYS.items()}
+    fields |= {name: float(file.attrs[name]) for name in _SCALARS}
     return Result(
-        **{name: _array(file, dataset) for name, (dataset, *_) in _ARRAYS.items()},
-        **{name: float(file.attrs[name]) for name in _SCALARS},
+        **fields,
         history=history,
         recipe=_text(_array(file, "recipe")[0]),
         versions={name: _text(value) for name, value in file["versions"].attrs.items()},
-        aberrations={name: float(value) for name, value in aberrations.items() if name != "units"},
+        aberrations={name: float(value) for name, value in file["aberrations"].attrs.items() if name != "units"},
     )
 
 

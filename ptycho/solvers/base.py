@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass, field
-from typing import Protocol
+from typing import ClassVar, Protocol
 
 import numpy as np
 import torch
@@ -23,6 +23,8 @@ from ptycho.threads import single_threaded
 @dataclass(frozen=True)
 class Updates:
     """From which epoch on (1: the first; 0: never) each part of the model is updated."""
+
+    __pydantic_config__: ClassVar = {"extra": "forbid", "allow_inf_nan": False}  # for recipe.py
 
     object: int = 1
     probe: int = 2
@@ -80,6 +82,8 @@ class Settings:
     per pixel and amplitude above; ``floor_e`` electrons per pixel are added to model and data (Poisson: keeps dark pixels in bounds);
     ``power`` is the exponent of the power loss; ``chunk`` patterns are computed at a time (0: what suits the cache).
     """
+
+    __pydantic_config__: ClassVar = {"extra": "forbid", "allow_inf_nan": False}  # for recipe.py
 
     epochs: int = 12
     batch: int = 32

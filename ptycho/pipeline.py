@@ -1,0 +1,201 @@
+"""The straight line from a recipe to a result."""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, fields
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from ptycho.data import Dataset4D
+from ptycho.errors import DataError, DivergedError, OutOfMemoryError, PtychoError, RecipeError
+from ptycho.io import read
+from ptycho.io.result_file import load_result, save_result
+from ptycho.model import Ptychography
+from ptycho.patterns import Patterns
+from ptycho.recipe import Recipe, solvers_from
+from ptycho.result import EpochRecord, Result
+from ptycho.runfolder import RunFolder
+from ptycho.start import Known, ModelOptions, start
+
+logger = logging.getLogger("ptycho")
+
+#: Told of every epoch: what happened, and how many epochs there will be.
+Progress = Callable[[EpochRecord, int], None]
+
+
+@dataclass(frozen=True)
+class Job:
+    """A run's inputs: what to do, on what, where."""
+
+    recipe: Recipe
+    data: Dataset4D
+    device: torch.device
+    folder: RunFolder | None = None
+    progress: Progress | None = None
+
+
+def reconstruct(
+    source: str | Path | Dataset4D | Recipe,
+    *,
+    solve: Any = None,
+    device: str = "auto",
+    output: str | Path | None = None,
+    progress: Progress | None = None,
+    **options: Any,
+) -> Result:
+    """Reconstruct a data set, or run a recipe.
+
+    ``source`` is a data set from :func:`ptycho.read`, a recipe, or a recipe's path. ``options`` are keys of the recipe's [model]
+    section (``probe_modes``, ``slices``, ...) and of one solver entry (``kind``, ``epochs``, ``batch``, ...); ``solve`` gives whole
+    stages instead, as solver records or dictionaries. ``output`` is a folder for the results; without it nothing is written. Raises a
+    PtychoError (RecipeError, DataError, OutputError, OutOfMemoryError, DivergedError) with a sentence that says what to do.
+    """
+    if isinstance(source, (str, Path)):
+        source = Recipe.load(source)
+    if isinstance(source, Recipe):
+        recipe, data = source, source.read()
+    else:
+        recipe, data = Recipe.parse({"data": {"path": str(source.source.path)}}), source
+    recipe = _with_options(recipe, solve, options)
+    folder = None if output is None else RunFolder(output)
+    return run(Job(recipe, data, choose_device(device), folder, progress))
+
+
+def run(job: Job) -> Result:
+    """Carry out a job; the run folder, if there is one, tells how it stands at any moment."""
+    folder = job.folder
+    if folder is None:
+        return _run(job)
+    folder.open_log(logger)
+    try:
+        folder.set_status("running", epoch=0)
+        result = _run(job)
+        save_result(result, folder.path)
+        last = result.history[-1] if result.history else None
+        folder.set_status("finished", epoch=len(result.history), loss=None if last is None else last.loss)
+        return result
+    except BaseException as error:
+        code = error.exit_code if isinstance(error, PtychoError) else 130 if isinstance(error, KeyboardInterrupt) else 1
+        folder.set_status("stopped" if code == 130 else "failed", code=code, message=f"{type(error).__name__}: {error}")
+        raise
+    finally:
+        folder.close_log(logger)
+
+
+def _run(job: Job) -> Result:
+    data = job.data.without_bad_frames()
+    geometry, survey = data.geometry, data.survey()
+    recipe = job.recipe.completed(data)
+    if job.folder is not None:
+        job.folder.write("recipe.toml", recipe.text())
+    for warning in data.warnings:
+        logger.warning(warning)
+    try:
+        model = start(geometry, recipe.model, survey.mean_electrons, data.mask, _known(recipe.model, geometry.positions_A)).to(job.device)
+        logger.info(_summary(data, model))
+        patterns = Patterns(data, job.device)
+        history = _solve(job, recipe, model, patterns)
+    except (MemoryError, torch.OutOfMemoryError) as error:
+        raise OutOfMemoryError(f"out of memory: {error}; use a smaller batch or chunk in [[solve]], fewer slices or modes, or bin the patterns") from None
+    return Result.of(model, history, recipe.text(), geometry.voltage_kV, geometry.semiangle_mrad, geometry.aberrations)
+
+
+def _solve(job: Job, recipe: Recipe, model: Ptychography, patterns: Patterns) -> tuple[EpochRecord, ...]:
+    """All stages, one after the other."""
+    total = sum(solver.epochs for solver in recipe.solve)
+    history: list[EpochRecord] = []
+    workers, began = torch.get_num_threads(), time.perf_counter()
+    for stage, solver in enumerate(recipe.solve, start=1):
+        for epoch in solver.run(model, patterns, workers):
+            seconds = time.perf_counter() - began
+            record = EpochRecord(stage, solver.kind, len(history) + 1, epoch.loss, seconds)
+            history.append(record)
+            logger.info("epoch %d of %d: deviance per pixel %.5f, %.1f s", record.epoch, total, record.loss, seconds)
+            if job.folder is not None:
+                job.folder.add_epoch(record)
+                job.folder.set_status("running", epoch=record.epoch, epochs=total, loss=record.loss)
+            if job.progress is not None:
+                job.progress(record, total)
+    if not bool(torch.isfinite(torch.view_as_real(model.object.transmission.detach())).all()):
+        raise DivergedError("the object holds numbers that are not finite; use smaller steps, check defocus, step and flips")
+    return tuple(history)
+
+
+def choose_device(name: str) -> torch.device:
+    """``auto``: CUDA when there is one, else the CPU. Raises RecipeError for a device that is not here."""
+    if name not in ("auto", "cpu", "cuda", "mps"):
+        raise RecipeError(f'device = "{name}": allowed are auto, cpu, cuda, mps')
+    if name == "cuda" and not torch.cuda.is_available():
+        raise RecipeError("device = cuda: torch finds no CUDA device here; use --device cpu, or install a torch with CUDA")
+    if name == "mps" and not torch.backends.mps.is_available():
+        raise RecipeError("device = mps: torch finds no Apple GPU here; use --device cpu")
+    if name == "auto":
+        name = "cuda" if torch.cuda.is_available() else "cpu"
+    return torch.device(name)
+
+
+def _with_options(recipe: Recipe, solve: Any, options: dict[str, Any]) -> Recipe:
+    """The recipe with keyword options in place of its own values."""
+    of_model = {f.name for f in fields(ModelOptions)} - {"seed"}
+    model = {key: value for key, value in options.items() if key in of_model}
+    stage = {key: value for key, value in options.items() if key not in of_model}
+    if solve is not None and stage:
+        raise RecipeError(f"{', '.join(stage)}: unknown beside solve; put them into its entries")
+    update: dict[str, Any] = {}
+    if model:
+        update["model"] = ModelOptions(**{**vars(recipe.model), **model})
+    if solve is not None or stage:
+        update["solve"] = solvers_from(solve if solve is not None else {"kind": "gradient", **stage})
+    return recipe.model_copy(update=update)
+
+
+def _known(options: ModelOptions, positions_A: NDArray[np.float64]) -> Known:
+    """Probe, vacuum pattern and object from the files that the recipe names."""
+    probe = load_result(options.probe_file) if options.probe_file else None
+    earlier = load_result(options.object_file) if options.object_file else None
+    vacuum = None
+    if options.vacuum_file:
+        vacuum = _mean_pattern(options.vacuum_file)
+    origin = (0.0, 0.0)
+    if earlier is not None:
+        # Both scans are taken to be centred on the same place.
+        shift = positions_A.mean(0) - earlier.positions_A.mean(0)
+        origin = (float(shift[0]), float(shift[1]))
+    return Known(
+        probe=None if probe is None else probe.probe,
+        probe_pixel_A=0.0 if probe is None else probe.pixel_A,
+        vacuum=vacuum,
+        object=None if earlier is None else earlier.object,
+        object_pixel_A=0.0 if earlier is None else earlier.pixel_A,
+        object_origin_A=origin,
+    )
+
+
+def _mean_pattern(path: str) -> NDArray[np.float32]:
+    """A measured pattern without specimen: an image in .npy, or the mean of a data set."""
+    if path.endswith(".npy"):
+        try:
+            image = np.load(path, allow_pickle=False)
+        except (OSError, ValueError) as error:
+            raise DataError(f"{path}: {error}; model.vacuum_file needs a numeric array") from None
+        if image.ndim == 2:
+            return np.asarray(image, dtype=np.float32)
+    return np.asarray(read(path).survey().mean_pattern, dtype=np.float32)
+
+
+def _summary(data: Dataset4D, model: Ptychography) -> str:
+    """One line that says what is being reconstructed."""
+    survey, geometry = data.survey(), data.geometry
+    states, slices, height, width = model.object.transmission.shape
+    dose = survey.mean_electrons * data.n_positions / max(geometry.scan_area_A2, 1e-9)
+    return (
+        f"{data.name}: {data.n_positions} patterns of {data.pattern_shape[0]} x {data.pattern_shape[1]}, {survey.mean_electrons:.0f} electrons each "
+        f"({dose:.0f} per Å2), pixel {model.pixel_A:.4f} Å, object {states} x {slices} x {height} x {width}, probe modes {len(model.probe.wave)}"
+    )
