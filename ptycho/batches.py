@@ -28,14 +28,15 @@ def hilbert_order(positions: NDArray[np.floating]) -> NDArray[np.int64]:
 
 
 def stratified_batches(order: NDArray[np.int64], batch: int, seed: int, epoch: int) -> list[NDArray[np.int64]]:
-    """Batches of about ``batch`` positions for one epoch, each position once; a function of (seed, epoch) and nothing else.
+    """Batches of at most ``batch`` positions for one epoch, each position once; a function of (seed, epoch) and nothing else.
 
-    The list ``order`` is cut into ``batch`` strata; each batch takes one random member of every stratum.
+    The list ``order`` is cut into strata as long as there are batches; each batch takes one random member of every stratum, so that
+    their sizes differ by one at most (the last stratum may be shorter).
     """
     random = np.random.default_rng([seed, epoch])
     count = len(order)
     batches = -(-count // batch)
-    rank = np.empty(count, dtype=np.int64)
-    for stratum in np.array_split(np.arange(count), min(batch, count)):
-        rank[stratum] = random.permutation(batches)[: len(stratum)]
-    return [order[rank == b] for b in random.permutation(batches) if (rank == b).any()]
+    strata = -(-count // batches)
+    rank = random.permuted(np.tile(np.arange(batches), (strata, 1)), axis=1).ravel()[:count]
+    ends = np.cumsum(np.bincount(rank, minlength=batches))[:-1]
+    return np.split(order[np.argsort(rank, kind="stable")], ends)

@@ -79,7 +79,7 @@ class Amplitude(Constraint):
 
 @dataclass(frozen=True)
 class SliceSmoothing(Constraint):
-    """A Gaussian of standard deviation ``sigma_A`` along the beam; vacuum above and below, so that top and bottom do not mix."""
+    """A Gaussian of standard deviation ``sigma_A`` along the beam; nothing passes the surfaces, so that top and bottom do not mix."""
 
     sigma_A: float = 10.0
 
@@ -89,17 +89,27 @@ class SliceSmoothing(Constraint):
             raise RecipeError(f"slice_smoothing sigma_A = {self.sigma_A}: a positive length in Å is needed")
 
     def apply(self, model: Ptychography) -> None:
-        """Each slice becomes a weighted mean over the slices by their depth; unequal thicknesses are respected."""
+        """Scattering per Å diffuses along the beam, slices of unequal thickness included."""
         transmission = model.object.transmission.data
         thickness = model.propagator.thickness_A.detach()
-        depth = torch.cumsum(thickness, 0) - thickness / 2
-        weight = torch.exp(-0.5 * ((depth[:, None] - depth) / self.sigma_A) ** 2) * thickness
-        # A slice at the surface would be mixed with vacuum; dividing by the weight that lies inside keeps its projected phase instead.
-        weight = weight / weight.sum(1, keepdim=True)
-        # Scattering per Å is what varies smoothly with depth: the phase of a slice is that times its thickness.
-        density = torch.log(transmission) / thickness[:, None, None]
-        smooth = torch.einsum("zs,osyx->ozyx", weight.to(density.dtype), density)
+        # The phase of a slice is its density times its thickness. Opaque pixels would have an infinite one.
+        logarithm = torch.complex(torch.log(transmission.abs().clamp_min(1e-6)), transmission.angle())
+        density = logarithm / thickness[:, None, None]
+        weight = diffusion(thickness, self.sigma_A).to(density.dtype)
+        smooth = torch.einsum("zs,osyx->ozyx", weight, density)
         transmission.copy_(torch.exp(smooth * thickness[:, None, None]))
+
+
+def diffusion(thickness: Tensor, sigma: float) -> Tensor:
+    """(slices, slices): what diffusion makes of the densities of slices between closed ends, a Gaussian of ``sigma`` far from them.
+
+    exp(sigma^2 / 2 times the Laplacian in finite volumes) keeps constant densities and the sum over density times thickness exactly.
+    """
+    thickness = thickness.double()
+    between = 2 / (thickness[1:] + thickness[:-1])
+    coupling = torch.diag(between, 1) + torch.diag(between, -1)
+    laplacian = (coupling - torch.diag(coupling.sum(1))) / thickness[:, None]
+    return torch.linalg.matrix_exp(0.5 * sigma**2 * laplacian)
 
 
 @dataclass(frozen=True)
@@ -108,8 +118,12 @@ class OrthogonalModes(Constraint):
 
     def apply(self, model: Ptychography) -> None:
         """Rotate the modes onto the eigenvectors of their Gram matrix."""
-        if len(model.probe.wave) > 1:
-            model.probe.wave.data.copy_(orthogonalise(model.probe.wave.data))
+        wave = model.probe.wave.data
+        if len(wave) > 1:
+            turned = orthogonalise(wave)
+            # Eigenvectors have any phase: the one that turns the modes least keeps momenta meaningful.
+            overlap = (turned.conj() * wave).sum((-2, -1), keepdim=True).angle()
+            wave.copy_(turned * torch.polar(torch.ones_like(overlap), overlap))
 
 
 @dataclass(frozen=True)
@@ -117,6 +131,11 @@ class ProbePower(Constraint):
     """Keeps the probe's total power at ``electrons`` per pattern (0: what it was at the start), so that it does not trade with the object."""
 
     electrons: float = 0.0
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.electrons < 0:
+            raise RecipeError(f"probe_power electrons = {self.electrons}: a positive number, or 0 for that of the start, is needed")
 
     def apply(self, model: Ptychography) -> None:
         """Scale all modes by one factor."""

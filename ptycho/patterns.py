@@ -27,7 +27,9 @@ class Patterns:
         self._buffer = torch.empty(0, device=device)
         self._resident: Tensor | None = None
         size = 4 * data.n_positions * self.shape[0] * self.shape[1]
-        self.missing = data.survey().n_nonfinite > 0 or data.survey().n_negative > 0
+        survey = data.survey()
+        # Of a large file the survey has seen a part only.
+        self.missing = survey.n_nonfinite > 0 or survey.n_negative > 0 or survey.n_surveyed < data.n_positions
         if size < _free_bytes(device) / 2:
             self._resident = self._load()
             self.missing = bool(torch.isnan(self._resident.sum()))

@@ -275,8 +275,8 @@ def _recipe(simulated: Simulated, file_name: str, format: str) -> str:
     slices = max(1, round(simulated.thickness_A / _RECONSTRUCTION_SLICE_A))
     slice_thickness = f"\nslice_thickness_A = {simulated.thickness_A / slices:g}" if slices > 1 else ""
     stored = {
-        "empad": f"flip_rows = true             # the EMPAD stores its rows upside down\nadu_per_electron = {typical_adu_per_electron(s.voltage_kV):.8g}",
-        "hdf5": "flip_rows = false\nadu_per_electron = 1         # already electrons",
+        "empad": f"flip_rows = true  # the EMPAD stores its rows upside down\nadu_per_electron = {typical_adu_per_electron(s.voltage_kV):.8g}",
+        "hdf5": "flip_rows = false\nadu_per_electron = 1  # already electrons",
     }[format]
     return f"""\
 # Simulated 4D-STEM: {s.specimen}, {s.dose_e_per_A2:g} electrons per Å². Run it with: ptycho reconstruct recipe.toml

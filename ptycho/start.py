@@ -10,6 +10,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from scipy.fft import next_fast_len
+from scipy.ndimage import map_coordinates
 from torch import Tensor
 
 from ptycho.aberrations import Aberration, Aberrations
@@ -177,15 +178,14 @@ def _probe_from_vacuum(geometry: Geometry, vacuum: NDArray[np.float32], size: in
     """The measured aperture amplitude, sqrt of the counts, with the nominal aberrations; complex128 (y, x)."""
     if vacuum.shape != geometry.pattern_shape:
         raise RecipeError(f"the vacuum pattern is {vacuum.shape}, the patterns are {geometry.pattern_shape}; prepare both in the same way")
-    amplitude = np.zeros((size // oversample,) * 2)
-    top, left = (size // oversample - vacuum.shape[0] + 1) // 2, (size // oversample - vacuum.shape[1] + 1) // 2
+    known = np.nan_to_num(vacuum)
     # Below a hundredth of the maximum there is noise, not aperture.
-    counts = np.where(vacuum > 0.01 * np.percentile(vacuum, 99.5), vacuum, 0)
-    amplitude[top : top + vacuum.shape[0], left : left + vacuum.shape[1]] = np.sqrt(counts)
-    fine = np.kron(amplitude, np.ones((oversample, oversample)))
-    fine = np.roll(fine, -(oversample // 2), axis=(0, 1)) if oversample > 1 else fine
+    counts = np.where(known > 0.01 * np.percentile(known, 99.5), known, 0)
+    # The pattern's pixel of each simulated frequency, in corner order; nothing beyond the pattern's edge.
+    axes = [n // 2 + np.rint(np.fft.fftfreq(size) * size) / oversample for n in vacuum.shape]
+    amplitude = np.sqrt(map_coordinates(counts.astype(np.float64), np.meshgrid(*axes, indexing="ij"), order=1))
     ky, kx = frequency_grid(size, pixel_A)
-    spectrum = torch.polar(torch.from_numpy(np.fft.ifftshift(fine)), -aberration_phase(geometry.aberrations, ky, kx, geometry.wavelength_A))
+    spectrum = torch.polar(torch.from_numpy(amplitude), -aberration_phase(geometry.aberrations, ky, kx, geometry.wavelength_A))
     return torch.fft.fftshift(torch.fft.ifft2(spectrum, norm="ortho"))
 
 
@@ -213,23 +213,27 @@ def _object(geometry: Geometry, options: ModelOptions, canvas: tuple[int, int], 
     """Empty space, or an earlier object; complex64 (states, slices, y, x). Several states start with a little noise, or they stay alike."""
     shape = (options.object_states, options.slices, *canvas)
     if known.object is None:
-        phase = torch.zeros(shape)
+        logarithm = torch.zeros(shape, dtype=torch.complex64)
     else:
-        phase = _earlier_phase(geometry, canvas, pixel_A, size, known).expand(shape[0], -1, -1, -1) / options.slices
-        phase = phase.expand(shape).contiguous()
+        logarithm = _earlier_logarithm(geometry, options, canvas, pixel_A, size, known).expand(shape)
     if options.object_states > 1:
-        phase = phase + 1e-2 * torch.randn(shape, generator=torch.Generator().manual_seed(options.seed))
-    return torch.polar(torch.ones(shape), phase)
+        logarithm = logarithm + 1e-2j * torch.randn(shape, generator=torch.Generator().manual_seed(options.seed))
+    return torch.exp(logarithm)
 
 
-def _earlier_phase(geometry: Geometry, canvas: tuple[int, int], pixel_A: float, size: int, known: Known) -> Tensor:
-    """Summed phase of an earlier object on this run's canvas, (1, 1, y, x), zero outside of it."""
-    from scipy.ndimage import map_coordinates
+def _earlier_logarithm(geometry: Geometry, options: ModelOptions, canvas: tuple[int, int], pixel_A: float, size: int, known: Known) -> Tensor:
+    """ln of an earlier object on this run's canvas, complex64 (1, slices, y, x), zero outside of it; the mean of its states.
 
+    With as many slices as before each stays, otherwise their sum is shared out by thickness.
+    """
     assert known.object is not None
-    summed = np.angle(known.object).mean(0).sum(0)
+    earlier = (np.log(np.maximum(np.abs(known.object), 1e-6)) + 1j * np.angle(known.object)).mean(0)
+    if len(earlier) != options.slices:
+        share = np.array(options.thicknesses_A) / sum(options.thicknesses_A)
+        earlier = earlier.sum(0) * share[:, None, None]
     # The canvas's pixel 0 in the scan's frame: the first window's margin and half-width before the smallest position.
     origin = geometry.positions_A.min(0) - (size // 2 + _MARGIN) * pixel_A
     axes = [(origin[i] + np.arange(canvas[i]) * pixel_A - known.object_origin_A[i]) / known.object_pixel_A for i in (0, 1)]
-    sampled = map_coordinates(summed, np.meshgrid(*axes, indexing="ij"), order=1)
-    return torch.from_numpy(sampled.astype(np.float32))[None, None]
+    places = np.meshgrid(*axes, indexing="ij")
+    sampled = np.stack([map_coordinates(part, places, order=1) for part in earlier])
+    return torch.from_numpy(sampled.astype(np.complex64))[None]

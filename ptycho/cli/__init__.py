@@ -2,52 +2,93 @@
 
 from __future__ import annotations
 
+import io
 import os
 import sys
+from typing import Annotated, Any
 
 import typer
 
+from ptycho import __version__
 from ptycho.cli.info import info
 from ptycho.cli.reconstruct import reconstruct
 from ptycho.cli.simulate import simulate
-from ptycho.errors import PtychoError
+from ptycho.errors import OutOfMemoryError, PtychoError
 
+#: Exit code of a command that Ctrl-C ended, as shells have it: 128 + SIGINT.
+INTERRUPTED = 130
+
+# The class is not public, and typer has moved it between its versions.
+_UsageError: Any = typer.BadParameter.__base__
+
+# No rich markup: boxes drawn round an error make it ten lines that no log file can hold.
 app = typer.Typer(
     name="ptycho",
     help="4D-STEM ptychography: from a pixelated-detector file to a phase image. Try: ptycho reconstruct demo",
-    no_args_is_help=True,
+    epilog="Exit codes: 0 ok, 1 bug, 2 usage, 3 recipe, 4 input data, 5 output, 6 memory, 7 diverged, 130 interrupted.",
     add_completion=False,
     pretty_exceptions_enable=False,
+    rich_markup_mode=None,
+    context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110},
 )
 app.command()(reconstruct)
 app.command()(info)
 app.command()(simulate)
 
 
-@app.callback()
-def common(debug: bool = typer.Option(False, "--debug", help="Show a traceback when something fails.")) -> None:
+@app.callback(invoke_without_command=True)
+def common(
+    context: typer.Context,
+    debug: Annotated[bool, typer.Option("--debug", help="Show a traceback when something fails.")] = False,
+    version: Annotated[bool, typer.Option("--version", help="Show the version and exit.")] = False,
+) -> None:
     """What holds for all verbs."""
+    if version:
+        typer.echo(f"ptycho {__version__}")
+        raise typer.Exit
+    if context.invoked_subcommand is None:
+        typer.echo(context.get_help(), err=True)
+        raise typer.Exit(2)
 
 
 def main() -> None:
     """Entry point: errors become one line on stderr and their exit code; a traceback appears only with --debug."""
     # Before torch loads: OpenMP threads that spin while they wait make every other process, and themselves, 20 times slower.
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
-    debug = "--debug" in sys.argv
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="replace")  # a terminal that has no "Å" must not stop a run
     # It may stand anywhere on the line; the group's option alone would have to come before the verb.
-    sys.argv = [sys.argv[0], *(["--debug"] if debug else []), *(a for a in sys.argv[1:] if a != "--debug")]
+    debug = "--debug" in sys.argv
+    words = [word for word in sys.argv[1:] if word != "--debug"]
     try:
-        app()
+        code = app(words, prog_name="ptycho", standalone_mode=False)
+        sys.stdout.flush()
+    except _UsageError as error:
+        where = "ptycho" if error.ctx is None else error.ctx.command_path
+        _fail(f"{error.format_message().rstrip('.')}; see {where} --help", 2)
     except PtychoError as error:
         if debug:
             raise
         _fail(str(error), error.exit_code)
-    except KeyboardInterrupt:
-        _fail("interrupted", 130)
+    except (KeyboardInterrupt, typer.Abort):
+        code = INTERRUPTED
+    except BrokenPipeError:
+        # Whoever reads this has seen enough (ptycho info FILE | head); the interpreter's own flush must not complain either.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        code = 0
+    except MemoryError as error:
+        if debug:
+            raise
+        _fail(f"out of memory: {error}; bin or crop the patterns, or use a machine with more memory", OutOfMemoryError.exit_code)
     except Exception as error:
         if debug:
             raise
         _fail(f"this is a bug, please report it: {type(error).__name__}: {error} (run again with --debug for the place)", 1)
+    if code == INTERRUPTED:  # newer typers make Ctrl-C an exit code themselves
+        _fail("interrupted; there is no result of this run", INTERRUPTED)
+    if code:
+        sys.exit(code)
 
 
 def _fail(message: str, code: int) -> None:

@@ -1,0 +1,136 @@
+"""Small models and noise-free counts that the tests of the solvers share; any precision, no file."""
+
+from __future__ import annotations
+
+import copy
+import math
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from scipy.ndimage import gaussian_filter
+from torch import Tensor
+
+from ptycho.aberrations import parse_aberrations
+from ptycho.detector import Detector
+from ptycho.loss import Loss
+from ptycho.model import Positions, Ptychography
+from ptycho.multislice import Object
+from ptycho.optics import probe_wave
+from ptycho.probe import Probe, seed_modes
+from ptycho.propagator import Propagator
+
+PIXEL_A, WAVELENGTH_A, SEMIANGLE_MRAD, MARGIN = 0.3, 0.0418, 25.0, 8
+REFINABLE = parse_aberrations({"C10": 1.0, "C12": 1.0})
+
+
+def random_phase(shape: tuple[int, ...], strength: float = 0.5, blur_px: float = 1.5, seed: int = 0) -> NDArray[np.float64]:
+    """Positive random phase (..., y, x) between 0 and ``strength``, without symmetry."""
+    noise = np.random.default_rng(seed).normal(size=shape)
+    smooth = gaussian_filter(noise, (0,) * (len(shape) - 2) + (blur_px, blur_px), mode="wrap")
+    smooth -= smooth.min()
+    return smooth * (strength / smooth.max())
+
+
+def raster_px(scan: tuple[int, int], step_px: float) -> NDArray[np.float64]:
+    """Positions (N, 2) of a raster from (0, 0)."""
+    return np.stack(np.meshgrid(*(np.arange(n) * step_px for n in scan), indexing="ij"), -1).reshape(-1, 2)
+
+
+def make(
+    scan: tuple[int, int] = (8, 8),
+    step_px: float = 3.0,
+    size: int = 32,
+    slices: int = 1,
+    modes: int = 1,
+    states: int = 1,
+    strength: float = 0.5,
+    defocus_A: float = 100.0,
+    electrons: float = 1e5,
+    thickness_A: float | tuple[float, ...] = 20.0,
+    tilt_mrad: tuple[float, float] = (0.0, 0.0),
+    pixel_area: bool = True,
+    mask: Tensor | None = None,
+    background: float = 0.0,
+    dtype: torch.dtype = torch.float32,
+    seed: int = 0,
+) -> Ptychography:
+    """A model with a random phase object; take ``empty`` of it as a start."""
+    positions = torch.from_numpy(raster_px(scan, step_px) + size // 2 + MARGIN)
+    height, width = (math.ceil(extent) + size - size // 2 + MARGIN for extent in positions.amax(0).tolist())
+    phase = torch.from_numpy(random_phase((states, slices, height, width), strength / slices, seed=seed)).to(dtype)
+    wave = probe_wave(size, PIXEL_A, WAVELENGTH_A, SEMIANGLE_MRAD, parse_aberrations({"defocus_A": defocus_A}))
+    wave = seed_modes(math.sqrt(electrons) * wave[None], modes, 0.1).to(torch.complex128 if dtype == torch.float64 else torch.complex64)
+    thickness = torch.tensor(thickness_A if isinstance(thickness_A, tuple) else (thickness_A,) * slices, dtype=dtype)
+    mask = torch.ones(size, size) if mask is None else mask
+    return Ptychography(
+        Object(torch.polar(torch.ones_like(phase), phase)),
+        Probe(wave, PIXEL_A, WAVELENGTH_A, REFINABLE),
+        Propagator(size, PIXEL_A, WAVELENGTH_A, thickness, torch.tensor([tilt_mrad], dtype=dtype) * 1e-3),
+        Positions(positions.to(dtype)),
+        Detector(size, mask.to(dtype), torch.full((1, 1), background, dtype=dtype), pixel_area=pixel_area),
+        PIXEL_A,
+    )
+
+
+def empty(model: Ptychography) -> Ptychography:
+    """A copy whose object is vacuum."""
+    start = copy.deepcopy(model)
+    start.object.transmission.data.fill_(1)
+    return start
+
+
+class Counts:
+    """What the solvers ask of Patterns, from a tensor (N, ky, kx) in corner order."""
+
+    def __init__(self, counts: Tensor) -> None:
+        self.counts, self.shape = counts, tuple(counts.shape[1:])
+        self.missing = bool(torch.isnan(counts).any())
+        mean = float(torch.nan_to_num(counts).sum((1, 2)).mean())
+        self.data = SimpleNamespace(survey=lambda: SimpleNamespace(mean_electrons=mean))
+
+    def __len__(self) -> int:
+        return len(self.counts)
+
+    def batch(self, index: Tensor) -> Tensor:
+        return self.counts[index]
+
+    def least(self, loss: Loss, mask: Tensor) -> float:
+        return float((loss.least(torch.nan_to_num(self.counts)) * mask * torch.isfinite(self.counts)).sum())
+
+
+def counts_of(model: Ptychography) -> Tensor:
+    """Expected electrons (N, ky, kx) at all positions."""
+    with torch.no_grad():
+        return model(torch.arange(len(model.positions.value_px)))
+
+
+def solve(solver: Any, model: Ptychography, counts: Tensor, workers: int = 1) -> list[float]:
+    """Run to the end; the loss after each epoch."""
+    return [epoch.loss for epoch in solver.run(model, Counts(counts), workers)]
+
+
+def scanned(model: Ptychography) -> tuple[slice, slice]:
+    """Rows and columns of the canvas between the outermost positions."""
+    low, high = model.positions.value_px.detach().amin(0), model.positions.value_px.detach().amax(0)
+    return slice(int(low[0]), int(high[0]) + 1), slice(int(low[1]), int(high[1]) + 1)
+
+
+def summed_phase(model: Ptychography) -> NDArray[np.float64]:
+    """Phase (y, x) of the scanned field, summed over slices, mean of the states, without constant and plane."""
+    rows, columns = scanned(model)
+    return flat(model.object.transmission.detach().angle().sum(1).mean(0)[rows, columns].double().numpy())
+
+
+def flat(image: NDArray[np.float64]) -> NDArray[np.float64]:
+    """Without the plane that fits best."""
+    y, x = np.indices(image.shape)
+    basis = np.stack([np.ones(image.size), y.ravel(), x.ravel()], 1)
+    return image - (basis @ np.linalg.lstsq(basis, image.ravel(), rcond=None)[0]).reshape(image.shape)
+
+
+def correlation(a: NDArray[np.float64], b: NDArray[np.float64]) -> float:
+    """Pearson's."""
+    return float(np.corrcoef(a.ravel(), b.ravel())[0, 1])
