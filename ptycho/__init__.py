@@ -42,7 +42,10 @@ _PUBLIC = {
 }
 _RENAMED = {"load": "load_result", "save": "save_result"}
 
-__all__ = [*sorted(_PUBLIC), "__version__"]
+__all__ = [
+    "EPIE", "Dataset4D", "Geometry", "Gradient", "MixedState", "PtychoError", "Recipe", "Result", "Simulation",
+    "__version__", "load", "read", "reconstruct", "save", "simulate", "write_empad", "write_hdf5",
+]  # fmt: skip
 
 if TYPE_CHECKING:
     from ptycho.data import Dataset4D as Dataset4D

@@ -19,8 +19,8 @@ from torch import Tensor
 
 from ptycho.loss import Loss
 from ptycho.model import Ptychography
-from ptycho.multislice import gather
 from ptycho.optics import propagation_phase, shift_ramps
+from ptycho.windows import Workspace, add_windows, cut_windows, touched_box
 
 
 @dataclass(frozen=True)
@@ -51,21 +51,6 @@ class Gradients:
     tilt: Tensor | None = None
     thickness: Tensor | None = None
     background: Tensor | None = None
-
-
-class Workspace:
-    """Named buffers that are allocated once and used again for every chunk of one worker."""
-
-    def __init__(self) -> None:
-        self._buffers: dict[str, Tensor] = {}
-
-    def take(self, name: str, shape: tuple[int, ...], like: Tensor) -> Tensor:
-        """An uninitialised tensor of this shape with the type and device of ``like``; the same memory at every call with this name."""
-        count = math.prod(shape)
-        held = self._buffers.get(name)
-        if held is None or held.numel() < count or held.dtype != like.dtype:
-            held = self._buffers[name] = torch.empty(count, dtype=like.dtype, device=like.device)
-        return held[:count].view(shape)
 
 
 @dataclass
@@ -106,7 +91,7 @@ class Likelihood:
         self.device = model.object.transmission.device
         waves = model.probe.wave.numel() * model.object.transmission.shape[0]
         # Two or three buffers of this size per worker stay in a second-level cache; below about four fields the calls cost more than they do.
-        self.chunk = chunk or (max(1, round(8 * 128 * 128 / waves)) if self.device.type == "cpu" else 64)
+        self.chunk = chunk or (max(1, round(16 * 128 * 128 / waves)) if self.device.type == "cpu" else 64)
         self.workers = workers if self.device.type == "cpu" else 1
         self._pool = ThreadPoolExecutor(self.workers, initializer=torch.set_flush_denormal, initargs=(True,)) if self.workers > 1 else None
         self._spaces = [Workspace() for _ in range(self.workers)]
@@ -231,7 +216,9 @@ class Likelihood:
             exit_wave[:, state].mul_((slope * occupancy if occupancy != 1 else slope)[:, None])
         return exit_wave.conj_physical_()
 
-    def _propagation_gradient(self, space: Workspace, batch: _Batch, chunk: slice, gap: int, spectrum: Tensor, back: Tensor, partial: _Partial) -> None:
+    def _propagation_gradient(
+        self, space: Workspace, batch: _Batch, chunk: slice, gap: int, spectrum: Tensor, back: Tensor, partial: _Partial
+    ) -> None:
         """Thickness and tilt: dL/dz = -2 sum kappa Im(back * spectrum), and likewise with k for the tangents of the tilt."""
         p = self.model.propagator
         product = torch.mul(back, spectrum, out=self._take(space, "product", batch, chunk, states=True)).sum((1, 2)).imag
@@ -245,21 +232,19 @@ class Likelihood:
 
     def _entrance_gradient(self, batch: _Batch, chunk: slice, ramp: Tensor, entrance: Tensor, back: Tensor, partial: _Partial) -> None:
         """Probe spectrum: sum of ramp * back; offsets: dL/dd_y = 4 pi sum f_y Im(back * entrance)."""
-        if partial.spectrum is not None:
-            for j in range(len(ramp)):
-                for state in range(back.shape[1]):
-                    partial.spectrum.addcmul_(back[j, state], ramp[j])
         if batch.wants.offsets:
             product = (back * entrance).sum((1, 2))
             f = torch.fft.fftfreq(ramp.shape[-1], dtype=product.real.dtype, device=product.device)
             gradient = torch.stack([product.sum(2).imag @ f, product.sum(1).imag @ f], -1)
             partial.offsets.append((chunk.start, 4 * math.pi * gradient))
+        if partial.spectrum is not None:
+            partial.spectrum += back.mul_(ramp[:, None, None]).sum((0, 1))
 
     def _collect(self, batch: _Batch, partials: list[_Partial]) -> Gradients:
         """Add up the workers, in their order, and turn d/dz into torch's 2 d/dz*."""
         gradients = Gradients(loss=torch.stack([p.loss for p in partials]).sum())
         if batch.object_patches is not None:
-            gradients.box = self._box(batch.corners)
+            gradients.box = touched_box(batch.corners, self.model.size, self.model.object.transmission.shape)
             gradients.object = self._scatter(batch, gradients.box).conj_physical_().mul_(2)
         if partials[0].spectrum is not None:
             total = partials[0].spectrum.clone()
@@ -285,77 +270,35 @@ class Likelihood:
             total[start : start + len(part)] += part
         return total if len(batch.tilt) > 1 else total.sum(0, keepdim=True)
 
-    def _box(self, corners: Tensor) -> tuple[slice, slice]:
-        """Rows and columns of the canvas that the windows cover; all of it where asking would stall the device."""
-        rows, columns = self.model.object.transmission.shape[-2:]
-        if self.device.type != "cpu":
-            return slice(0, rows), slice(0, columns)
-        (y0, x0), (y1, x1) = corners.amin(0).tolist(), corners.amax(0).tolist()
-        return slice(y0, y1 + self.model.size), slice(x0, x1 + self.model.size)
-
     def _scatter(self, batch: _Batch, box: tuple[slice, slice]) -> Tensor:
-        """Sum the windows' gradients onto the touched part of the canvas."""
+        """Sum of the windows' gradients on the touched part of the canvas."""
         assert batch.object_patches is not None
-        transmission, patches, size = self.model.object.transmission, batch.object_patches, self.model.size
-        height, width = box[0].stop - box[0].start, box[1].stop - box[1].start
-        canvas = self._shared.take("canvas", (*transmission.shape[:2], height, width), transmission).zero_()
+        transmission = self.model.object.transmission
+        shape = (*transmission.shape[:2], box[0].stop - box[0].start, box[1].stop - box[1].start)
+        canvas = self._shared.take("canvas", shape, transmission).zero_()
         corners = batch.corners - torch.tensor([box[0].start, box[1].start], device=self.device)
-        if self.device.type != "cpu":
-            scatter_add(canvas, patches, corners)
-            return canvas
-        places = corners.tolist()
-
-        def band(first: int, last: int) -> None:
-            # Each worker owns a band of rows and adds the patterns in their order: the sum is the same for any number of workers.
-            with torch.no_grad():
-                for patch, (y, x) in zip(patches, places, strict=True):
-                    low, high = max(first, y), min(last, y + size)
-                    if low < high:
-                        canvas[:, :, low:high, x : x + size] += patch[:, :, low - y : high - y]
-
-        edges = [height * w // self.workers for w in range(self.workers + 1)]
-        if self._pool is None:
-            band(0, height)
-        else:
-            for job in [self._pool.submit(band, a, b) for a, b in zip(edges[:-1], edges[1:], strict=True)]:
-                job.result()
+        add_windows(canvas, batch.object_patches, corners, self._pool, self.workers)
         return canvas
 
     def _gather(self, space: Workspace, batch: _Batch, chunk: slice) -> Tensor:
         """Object windows of the chunk, (b, states, slices, y, x)."""
-        transmission, size = self.model.object.transmission, self.model.size
-        if self.device.type != "cpu":
-            return gather(transmission.flatten(0, 1), batch.corners[chunk], size).unflatten(1, transmission.shape[:2])
-        corners = batch.corners[chunk].tolist()
-        patches = space.take("patches", (len(corners), *transmission.shape[:2], size, size), transmission)
-        for patch, (y, x) in zip(patches, corners, strict=True):
-            patch.copy_(transmission[:, :, y : y + size, x : x + size])
-        return patches
+        transmission, size, corners = self.model.object.transmission, self.model.size, batch.corners[chunk]
+        out = space.take("patches", (len(corners), *transmission.shape[:2], size, size), transmission)
+        return cut_windows(transmission, corners, out)
 
     def _kernel(self, batch: _Batch, chunk: slice, gap: int) -> Tensor:
         """Kernel of one gap for the chunk, (1 or b, 1, 1, y, x)."""
         kernel = batch.kernels[gap]
         return (kernel if len(kernel) == 1 else kernel[chunk])[:, None, None]
 
-    def _take(self, space: Workspace, name: str, batch: _Batch, chunk: slice, modes: bool = False, states: bool = False, real: bool = False) -> Tensor:
+    def _take(
+        self, space: Workspace, name: str, batch: _Batch, chunk: slice, modes: bool = False, states: bool = False, real: bool = False
+    ) -> Tensor:
         """A buffer for the chunk: (b, y, x), (b, modes, y, x) or (b, states, modes, y, x)."""
         n, size = min(chunk.stop, len(batch.corners)) - chunk.start, self.model.size
         count = batch.spectrum.shape[0]
         shape = (n, self.model.object.transmission.shape[0], count) if states else (n, count) if modes else (n,)
         return space.take(name, (*shape, size, size), self.model.detector.mask if real else batch.spectrum)
-
-
-def scatter_add(canvas: Tensor, patches: Tensor, corners: Tensor) -> None:
-    """Add windows (N, states, slices, k, k) to ``canvas`` (states, slices, y, x) at integer ``corners`` (N, 2), without sorting.
-
-    ``index_add_`` uses atomics on a GPU; under ``torch.use_deterministic_algorithms`` it sums in a fixed order.
-    """
-    size = patches.shape[-1]
-    window = torch.arange(size, device=canvas.device)
-    flat = (corners[:, 0, None, None] + window[:, None]) * canvas.shape[-1] + corners[:, 1, None, None] + window
-    target = torch.view_as_real(canvas.flatten(0, 1).flatten(1))
-    source = torch.view_as_real(patches.flatten(1, 2).movedim(1, 0).flatten(1).contiguous())
-    target.index_add_(1, flat.flatten(), source)
 
 
 def _sum_modes(wave: Tensor, back: Tensor, out: Tensor) -> None:

@@ -6,7 +6,7 @@ scan order, fast axis innermost. Nothing here knows of file formats: those are i
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
@@ -71,7 +71,8 @@ class Dataset4D:
 
     ``frames`` int64 (N,) are the source's frame numbers, one for each position; ``scan_shape`` is (slow, fast) with product N and
     (1, N) when the positions are no raster; ``positions_A`` (N, 2) = (y, x) before rotation and affine, or None for the raster of
-    ``step_A``. ``calibration`` is keyed by the recipe's names. ``warnings`` grows as the data are looked at.
+    ``step_A``. ``calibration`` is keyed by the recipe's names. ``warnings`` grows as the data are looked at. ``given`` are the arguments
+    of :func:`ptycho.io.read`, from which a recipe can be written.
     """
 
     source: FrameSource
@@ -81,6 +82,7 @@ class Dataset4D:
     frames: NDArray[np.int64] = field(repr=False)
     positions_A: NDArray[np.float64] | None = field(default=None, repr=False)
     warnings: list[str] = field(default_factory=list)
+    given: Mapping[str, Any] = field(default_factory=dict, repr=False)
 
     @property
     def n_positions(self) -> int:
@@ -249,6 +251,10 @@ class Dataset4D:
         for number, what in ((survey.n_hot, "hot"), (survey.n_dead, "dead")):
             if number:
                 self._warn(f"{number} {what} pixel{'s' if number > 1 else ''} masked")
+        for number, what in ((survey.n_nonfinite, "NaN, infinite or saturated"), (survey.n_negative, "below -1 electron")):
+            if number:
+                verb = "values are" if number > 1 else "value is"
+                self._warn(f"{number} {verb} {what} in {survey.n_surveyed} patterns and left out")
         if len(survey.bad_frames):
             self._warn(f"{len(survey.bad_frames)} of {survey.n_surveyed} patterns are damaged (more than 10 % bad pixels or empty)")
         disk = find_disk(np.where(self._good(survey), survey.mean_pattern, np.nan))

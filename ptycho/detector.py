@@ -15,8 +15,9 @@ class Detector(nn.Module):
     Gaussian of ``blur_px`` detector pixels (standard deviation) adds the point spread. With ``oversample`` > 1 the simulated grid is
     that much finer than the detector's and is binned; a simulated grid that reaches further out than the pattern is cropped.
 
-    The kernels have no negative entry (a likelihood needs positive intensities): the integral of the parabola through neighbouring
-    samples for the pixel (exact for waves that fill up to half of the window), the discrete Gaussian exp(-t) I_n(t) (Lindeberg, IEEE PAMI 12 (1990) 234) of exactly this variance for the blur.
+    The kernels have no negative entry, since a likelihood needs positive intensities. For the pixel it is the integral of the parabola
+    through neighbouring samples, exact for waves that fill up to half of the window; for the blur the discrete Gaussian exp(-t) I_n(t)
+    of exactly this variance (Lindeberg, IEEE PAMI 12 (1990) 234).
 
     ``mask`` (ky, kx) is 1 where a pixel counts; ``background`` (ky, kx) or (1, 1) is added, in electrons.
     """

@@ -42,11 +42,14 @@ def aberration_phase(terms: Aberrations, ky: Tensor, kx: Tensor, wavelength_A: f
 
 
 def aperture(ky: Tensor, kx: Tensor, radius_invA: float, edge_invA: float) -> Tensor:
-    """Amplitude of a round aperture, (y, x): 1 inside, 0 outside, straight over ``edge_invA`` across the edge (0: hard edge)."""
+    """Amplitude of a round aperture, (y, x): 1 inside, 0 outside; its square falls linearly over ``edge_invA`` across the edge (0: hard edge).
+
+    The intensity is what the area of a pixel cut by the edge passes, so that the disk keeps its area.
+    """
     k = torch.hypot(ky, kx)
     if edge_invA <= 0:
         return (k <= radius_invA).to(k.dtype)
-    return ((radius_invA - k) / edge_invA + 0.5).clamp(0, 1)
+    return ((radius_invA - k) / edge_invA + 0.5).clamp(0, 1).sqrt()
 
 
 def probe_wave(size: int, pixel_A: float, wavelength_A: float, semiangle_mrad: float, terms: Aberrations, edge_px: float = 1.0) -> Tensor:

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
@@ -15,11 +16,12 @@ from numpy.typing import NDArray
 
 from ptycho.data import Dataset4D
 from ptycho.errors import DataError, DivergedError, OutOfMemoryError, PtychoError, RecipeError
+from ptycho.explain import suggestion
 from ptycho.io import read
 from ptycho.io.result_file import load_result, save_result
 from ptycho.model import Ptychography
 from ptycho.patterns import Patterns
-from ptycho.recipe import Recipe, solvers_from
+from ptycho.recipe import OutputSection, Recipe, model_from, solver_keys, solvers_from
 from ptycho.result import EpochRecord, Result
 from ptycho.runfolder import RunFolder
 from ptycho.start import Known, ModelOptions, start
@@ -59,52 +61,80 @@ def reconstruct(
     """
     if isinstance(source, (str, Path)):
         source = Recipe.load(source)
-    if isinstance(source, Recipe):
-        recipe, data = source, source.read()
-    else:
-        recipe, data = Recipe.parse({"data": {"path": str(source.source.path)}}), source
+    recipe = source if isinstance(source, Recipe) else Recipe.of(source)
     recipe = _with_options(recipe, solve, options)
+    place = choose_device(device)
     folder = None if output is None else RunFolder(output)
-    return run(Job(recipe, data, choose_device(device), folder, progress))
+    data = source.read() if isinstance(source, Recipe) else source
+    return run(Job(recipe, data, place, folder, progress))
 
 
 def run(job: Job) -> Result:
-    """Carry out a job; the run folder, if there is one, tells how it stands at any moment."""
+    """Carry out a job; the run folder, if there is one, tells how it stands at any moment.
+
+    The folder appears when data, recipe and model are known to be sound: what is wrong with them leaves nothing behind.
+    """
+    with _memory_told():
+        prepared = _prepare(job)
     folder = job.folder
     if folder is None:
-        return _run(job)
+        return _carry_out(job, prepared)
+    folder.keep_out(job.data.source.path)
+    folder.create()
     folder.open_log(logger)
     try:
+        folder.write("recipe.toml", prepared.recipe.text())
         folder.set_status("running", epoch=0)
-        result = _run(job)
+        result = _carry_out(job, prepared)
         save_result(result, folder.path)
-        last = result.history[-1] if result.history else None
-        folder.set_status("finished", epoch=len(result.history), loss=None if last is None else last.loss)
+        folder.set_status("finished", epoch=len(result.history), loss=result.history[-1].loss if result.history else None)
         return result
     except BaseException as error:
-        code = error.exit_code if isinstance(error, PtychoError) else 130 if isinstance(error, KeyboardInterrupt) else 1
-        folder.set_status("stopped" if code == 130 else "failed", code=code, message=f"{type(error).__name__}: {error}")
+        stopped = isinstance(error, KeyboardInterrupt)
+        folder.fail(error, error.exit_code if isinstance(error, PtychoError) else 130 if stopped else 1, stopped)
         raise
     finally:
         folder.close_log(logger)
 
 
-def _run(job: Job) -> Result:
+@dataclass(frozen=True)
+class _Prepared:
+    """What a run begins with: the patterns that are used, the recipe with nothing left open, the model."""
+
+    data: Dataset4D
+    recipe: Recipe
+    model: Ptychography
+
+
+def _prepare(job: Job) -> _Prepared:
     data = job.data.without_bad_frames()
-    geometry, survey = data.geometry, data.survey()
-    recipe = job.recipe.completed(data)
+    geometry, survey, options = data.geometry, data.survey(), job.recipe.model
+    recipe = job.recipe.completed(job.data, data.pixel_invA.value)
     if job.folder is not None:
-        job.folder.write("recipe.toml", recipe.text())
-    for warning in data.warnings:
+        recipe = recipe.model_copy(update={"output": OutputSection(directory=str(job.folder.path.absolute()))})
+    model = start(geometry, options, survey.mean_electrons, data.mask, _known(options, geometry.positions_A)).to(job.device)
+    return _Prepared(data, recipe, model)
+
+
+def _carry_out(job: Job, prepared: _Prepared) -> Result:
+    data, recipe, model = prepared.data, prepared.recipe, prepared.model
+    for warning in dict.fromkeys((*job.data.warnings, *data.warnings)):
         logger.warning(warning)
-    try:
-        model = start(geometry, recipe.model, survey.mean_electrons, data.mask, _known(recipe.model, geometry.positions_A)).to(job.device)
-        logger.info(_summary(data, model))
-        patterns = Patterns(data, job.device)
-        history = _solve(job, recipe, model, patterns)
-    except (MemoryError, torch.OutOfMemoryError) as error:
-        raise OutOfMemoryError(f"out of memory: {error}; use a smaller batch or chunk in [[solve]], fewer slices or modes, or bin the patterns") from None
+    logger.info(_summary(data, model))
+    with _memory_told():
+        history = _solve(job, recipe, model, Patterns(data, job.device))
+    geometry = data.geometry
     return Result.of(model, history, recipe.text(), geometry.voltage_kV, geometry.semiangle_mrad, geometry.aberrations)
+
+
+@contextmanager
+def _memory_told() -> Iterator[None]:
+    """Out of memory, on the CPU or the GPU, as an error that says what helps."""
+    try:
+        yield
+    except (MemoryError, torch.OutOfMemoryError) as error:
+        what = "use a smaller batch or chunk in [[solve]], fewer slices or modes, or bin the patterns"
+        raise OutOfMemoryError(f"out of memory: {error}; {what}") from None
 
 
 def _solve(job: Job, recipe: Recipe, model: Ptychography, patterns: Patterns) -> tuple[EpochRecord, ...]:
@@ -112,12 +142,12 @@ def _solve(job: Job, recipe: Recipe, model: Ptychography, patterns: Patterns) ->
     total = sum(solver.epochs for solver in recipe.solve)
     history: list[EpochRecord] = []
     workers, began = torch.get_num_threads(), time.perf_counter()
-    for stage, solver in enumerate(recipe.solve, start=1):
+    for stage, solver in enumerate(recipe.solve):
         for epoch in solver.run(model, patterns, workers):
-            seconds = time.perf_counter() - began
+            seconds, began = time.perf_counter() - began, time.perf_counter()
             record = EpochRecord(stage, solver.kind, len(history) + 1, epoch.loss, seconds)
             history.append(record)
-            logger.info("epoch %d of %d: deviance per pixel %.5f, %.1f s", record.epoch, total, record.loss, seconds)
+            logger.info("epoch %d of %d: loss %.5f (deviance per pixel), %.1f s", record.epoch, total, record.loss, seconds)
             if job.folder is not None:
                 job.folder.add_epoch(record)
                 job.folder.set_status("running", epoch=record.epoch, epochs=total, loss=record.loss)
@@ -143,14 +173,16 @@ def choose_device(name: str) -> torch.device:
 
 def _with_options(recipe: Recipe, solve: Any, options: dict[str, Any]) -> Recipe:
     """The recipe with keyword options in place of its own values."""
-    of_model = {f.name for f in fields(ModelOptions)} - {"seed"}
+    of_model = [f.name for f in fields(ModelOptions) if f.name != "seed"]
     model = {key: value for key, value in options.items() if key in of_model}
     stage = {key: value for key, value in options.items() if key not in of_model}
     if solve is not None and stage:
         raise RecipeError(f"{', '.join(stage)}: unknown beside solve; put them into its entries")
+    for key in stage.keys() - solver_keys():
+        raise RecipeError(f"{key}: unknown key{suggestion(key, [*of_model, *sorted(solver_keys())])}")
     update: dict[str, Any] = {}
     if model:
-        update["model"] = ModelOptions(**{**vars(recipe.model), **model})
+        update["model"] = model_from({**vars(recipe.model), **model})
     if solve is not None or stage:
         update["solve"] = solvers_from(solve if solve is not None else {"kind": "gradient", **stage})
     return recipe.model_copy(update=update)

@@ -5,20 +5,22 @@ Each section is a record; the [model] and [[solve]] entries are the very datacla
 
 from __future__ import annotations
 
-import difflib
+import copy
 import json
+import os
 import tomllib
 from collections.abc import Mapping, Sequence
-from dataclasses import fields, is_dataclass
+from dataclasses import fields, is_dataclass, replace
 from pathlib import Path
-from typing import Annotated, Any, get_args, get_type_hints
+from typing import Annotated, Any
 
+import numpy as np
 import tomlkit
 from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError
-from pydantic_core import ErrorDetails
 
 from ptycho.data import Dataset4D
 from ptycho.errors import RecipeError
+from ptycho.explain import sentence
 from ptycho.io import read
 from ptycho.solvers import EPIE, Gradient, MixedState
 from ptycho.start import ModelOptions
@@ -27,6 +29,7 @@ from ptycho.start import ModelOptions
 _MOST_BYTES = 1 << 20
 
 AnySolver = Annotated[Gradient | EPIE | MixedState, Field(discriminator="kind")]
+_KINDS: dict[str, Any] = {"gradient": Gradient, "epie": EPIE, "mixed_state": MixedState}
 Pair = tuple[float, float]
 Box = tuple[int, int, int, int]
 
@@ -114,21 +117,32 @@ class Recipe(Section):
         return cls.parse(tree, settings, name=str(path), folder=path.parent)
 
     @classmethod
-    def parse(cls, tree: Mapping[str, Any], settings: Sequence[str] = (), name: str = "recipe", folder: Path | None = None) -> Recipe:
+    def parse(cls, given: Mapping[str, Any], settings: Sequence[str] = (), name: str = "recipe", folder: Path | None = None) -> Recipe:
         """From a tree of plain values; ``name`` is said in errors. Raises RecipeError."""
-        tree = dict(tree)
+        tree = copy.deepcopy(dict(given))
         for setting in settings:
             _apply(tree, setting)
         if tree.get("solve") == []:
             del tree["solve"]
         try:
-            # JSON's strict mode takes lists as tuples and integers as floats, and still refuses "40" for 40.
-            recipe = TypeAdapter(cls).validate_json(json.dumps(tree), strict=True)
+            # JSON's strict mode takes lists as tuples and integers as floats, and still refuses "40" for 40. Dates become text.
+            recipe = TypeAdapter(cls).validate_json(json.dumps(tree, default=str), strict=True)
         except ValidationError as error:
-            raise RecipeError(f"{name}: {_explain(error, tree)}") from None
+            raise RecipeError(f"{name}: {_explain(error, tree, Recipe)}") from None
         except (TypeError, ValueError) as error:
             raise RecipeError(f"{name}: {error}") from None
         return recipe if folder is None else recipe._from(folder)
+
+    @classmethod
+    def of(cls, data: Dataset4D) -> Recipe:
+        """The recipe that reads ``data`` again. Arrays that were given in place of files cannot be named and are left out."""
+        tree: dict[str, dict[str, Any]] = {"data": {"path": str(data.source.path)}}
+        for section, key, argument in _READ:
+            value = data.given.get(argument)
+            if value is None or (argument in _FILES and isinstance(value, np.ndarray)):
+                continue
+            tree.setdefault(section, {})[key] = os.fspath(value) if argument in _FILES else _plain(value)
+        return cls.parse(tree)
 
     def _from(self, folder: Path) -> Recipe:
         """With paths that are valid wherever the program stands."""
@@ -139,41 +153,37 @@ class Recipe(Section):
         d, m = self.data, self.model
         data = d.model_copy(update={"path": there(d.path), "mask": there(d.mask), "dark": there(d.dark)})
         scan = self.scan.model_copy(update={"positions_file": there(self.scan.positions_file)})
-        files = {name: there(getattr(m, name)) for name in ("probe_file", "vacuum_file", "object_file")}
-        model = ModelOptions(**{**vars(m), **files})  # type: ignore[arg-type]
+        model = replace(m, probe_file=there(m.probe_file), vacuum_file=there(m.vacuum_file), object_file=there(m.object_file))
         output = OutputSection(directory=str(folder / Path(self.output.directory).expanduser()))
         return self.model_copy(update={"data": data, "scan": scan, "model": model, "output": output})
 
     def read(self) -> Dataset4D:
         """The data set that the recipe describes. Raises as :func:`ptycho.io.read` does."""
-        d = self.data
-        return read(
-            d.path, format=d.format, flip_rows=d.flip_rows, flip_columns=d.flip_columns, transpose=d.transpose, scan_region=d.scan_region,
-            detector_crop=d.detector_crop, bin=d.bin, mask=d.mask, dark=d.dark, adu_per_electron=d.adu_per_electron,
-            voltage_kV=self.microscope.voltage_kV, semiangle_mrad=self.microscope.semiangle_mrad, defocus_A=self.microscope.defocus_A,
-            aberrations=self.microscope.aberrations, scan_shape=self.scan.shape, step_A=self.scan.step_A, rotation_deg=self.scan.rotation_deg,
-            affine=self.scan.affine, positions_file=self.scan.positions_file, pixel_invA=self.detector.pixel_invA,
-            pixel_mrad=self.detector.pixel_mrad,
-        )  # fmt: skip
+        options = {argument: getattr(getattr(self, section), key) for section, key, argument in _READ}
+        return read(**options)
 
-    def completed(self, data: Dataset4D) -> Recipe:
-        """With the values that were read or estimated, so that the recipe says all that the run used."""
+    def completed(self, data: Dataset4D, pixel_invA: float) -> Recipe:
+        """With the values that were read or estimated and absolute paths, so that it says all that the run used, wherever it is put.
+
+        ``pixel_invA`` is that of the patterns, after binning.
+        """
         known = {key: quantity.value for key, quantity in data.calibration.items()}
         d, m, s = self.data, self.microscope, self.scan
         pixel = self.detector
         if pixel.pixel_invA is None and pixel.pixel_mrad is None:
-            pixel = DetectorSection(pixel_invA=float(data.pixel_invA.value) / d.bin)
+            pixel = DetectorSection(pixel_invA=float(pixel_invA) / d.bin)
         # A region or a positions file speaks of the whole scan's shape, which is not the shape of what was kept.
         whole = s.positions_file is None and d.scan_region is None
         shape = s.shape or ((data.scan_shape[0], data.scan_shape[1]) if whole else None)
-        return self.model_copy(
+        recipe = self.model_copy(
             update={
                 "data": d.model_copy(update={key: known.get(key) for key in ("flip_rows", "adu_per_electron")}),
-                "microscope": m.model_copy(update={key: known.get(key) for key in ("voltage_kV", "semiangle_mrad")}),
+                "microscope": m.model_copy(update={key: known.get(key) for key in ("voltage_kV", "semiangle_mrad", "defocus_A")}),
                 "scan": s.model_copy(update={"shape": shape, "step_A": known.get("step_A", s.step_A), "rotation_deg": known.get("rotation_deg")}),
                 "detector": pixel,
             }
         )
+        return recipe._from(Path.cwd())
 
     def text(self) -> str:
         """As TOML that :meth:`load` reads back to the same recipe."""
@@ -181,18 +191,52 @@ class Recipe(Section):
         return tomlkit.dumps({key: value for key, value in tree.items() if value != {}})
 
 
+#: Every key of the sections that say how to read: (section, key, argument of ptycho.io.read).
+_READ = tuple(
+    (section, key, "scan_shape" if (section, key) == ("scan", "shape") else key)
+    for section in ("data", "microscope", "scan", "detector")
+    for key in Recipe.model_fields[section].annotation.model_fields  # type: ignore[union-attr]
+)
+_FILES = ("path", "mask", "dark", "positions_file")
+
+
+def _plain(value: Any) -> Any:
+    """NumPy's numbers and arrays as Python's, through lists and dictionaries."""
+    if isinstance(value, Mapping):
+        return {key: _plain(item) for key, item in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [_plain(item) for item in value]
+    return value.tolist() if isinstance(value, (np.ndarray, np.generic)) else value
+
+
 def solvers_from(given: Any) -> tuple[Gradient | EPIE | MixedState, ...]:
     """One or more solvers from solver records or plain dictionaries (a [[solve]] entry each). Raises RecipeError."""
     entries = list(given) if isinstance(given, (list, tuple)) else [given]
     adapter: TypeAdapter[Gradient | EPIE | MixedState] = TypeAdapter(AnySolver)
-    return tuple(e if isinstance(e, (Gradient, EPIE, MixedState)) else _one_solver(adapter, e) for e in entries)
+    return tuple(e if isinstance(e, (Gradient, EPIE, MixedState)) else _validated(adapter, e, "solve", Gradient) for e in entries)
 
 
-def _one_solver(adapter: TypeAdapter[Any], entry: Any) -> Any:
+def solver_keys() -> set[str]:
+    """Every key that some [[solve]] entry can have."""
+    return {f.name for kind in _KINDS.values() for f in fields(kind)}
+
+
+def model_from(given: Mapping[str, Any]) -> ModelOptions:
+    """The [model] section from plain values. Raises RecipeError."""
+    return _validated(TypeAdapter(ModelOptions), given, "model", ModelOptions)
+
+
+def _validated(adapter: TypeAdapter[Any], given: Any, name: str, record: Any) -> Any:
+    tree = _plain(given)
     try:
-        return adapter.validate_json(json.dumps(entry), strict=True)
+        return adapter.validate_json(json.dumps(tree, default=_as_tree), strict=True)
     except ValidationError as error:
-        raise RecipeError(f"solve: {_explain(error, entry)}") from None
+        raise RecipeError(f"{name}: {_explain(error, tree, record)}") from None
+
+
+def _as_tree(value: Any) -> Any:
+    """A record inside of a dictionary (``update=Updates(...)``) as its values, None left out; anything else as text."""
+    return {k: v for k, v in vars(value).items() if v is not None} if is_dataclass(value) else str(value)
 
 
 def _apply(tree: dict[str, Any], setting: str) -> None:
@@ -229,57 +273,5 @@ def _child(node: Any, name: str, new: Any, setting: str) -> Any:
     raise RecipeError(f'--set "{setting}": there is no entry {name}; stages count from 0')
 
 
-def _explain(error: ValidationError, tree: Any) -> str:
-    """The first problem in one sentence: path, what was found, what is allowed; and how many more there are."""
-    problems = error.errors()
-    # A wrong kind of solver hides nothing else; an unknown key says more than the missing one beside it.
-    first = min(problems, key=lambda p: p["type"] != "extra_forbidden" and p["type"] != "unexpected_keyword_argument")
-    more = f" (and {len(problems) - 1} more)" if len(problems) > 1 else ""
-    return _sentence(first, tree) + more
-
-
-def _sentence(problem: ErrorDetails, tree: Any) -> str:
-    kinds = ("gradient", "epie", "mixed_state")
-    location = [str(part) for part in problem["loc"] if str(part) not in kinds]
-    # The branches of "a number or two" are pydantic's, not the user's.
-    location = [part for part in location if "[" not in part and part not in ("float", "int", "str", "bool", "true", "false")]
-    path = ".".join(location) or "recipe"
-    found = problem.get("input")
-    kind = problem["type"]
-    if kind in ("extra_forbidden", "unexpected_keyword_argument"):
-        return f"{path}: unknown key{_suggest(location, tree)}"
-    if kind == "missing":
-        return f"{path}: missing; it has to be given"
-    if kind in ("union_tag_invalid", "union_tag_not_found"):
-        return f'{path}.kind: found {_quoted(found, "kind")}; allowed are "gradient", "epie", "mixed_state"'
-    text = problem["msg"].removeprefix("Value error, ")
-    if kind == "value_error":
-        return f"{path}: {text}" if path != "recipe" else text
-    return f"{path} = {json.dumps(found, ensure_ascii=False, default=str)[:80]}: {text[0].lower()}{text[1:]}"
-
-
-def _quoted(found: Any, key: str) -> str:
-    return json.dumps(found.get(key) if isinstance(found, dict) else found)
-
-
-def _suggest(location: Sequence[str], tree: Any) -> str:
-    """What may stand there instead, nearest first."""
-    names = _known_keys(location[:-1], tree)
-    near = difflib.get_close_matches(location[-1], names, n=1, cutoff=0.6)
-    return f'; did you mean "{near[0]}"? Allowed are {", ".join(names)}' if near else f"; allowed are {', '.join(names)}"
-
-
-def _known_keys(parents: Sequence[str], tree: Any) -> list[str]:
-    """Names that the record at this place of the recipe has."""
-    if not parents:
-        return list(Recipe.model_fields)
-    rest = list(parents[1:])
-    if parents[0] == "solve":
-        entry = tree["solve"][int(rest.pop(0))] if "solve" in tree else tree
-        record: Any = {"epie": EPIE, "mixed_state": MixedState}.get(entry.get("kind", ""), Gradient)
-    else:
-        record = Recipe.model_fields[parents[0]].annotation
-    for name in rest:
-        options = get_args(get_type_hints(record)[name]) or (get_type_hints(record)[name],)
-        record = next(option for option in options if option is not type(None))
-    return [f.name for f in fields(record)] if is_dataclass(record) else list(getattr(record, "model_fields", ()))
+def _explain(error: ValidationError, tree: Any, record: Any) -> str:
+    return sentence(error.errors(), tree, record, _KINDS)

@@ -10,7 +10,6 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from scipy.fft import next_fast_len
-from scipy.ndimage import map_coordinates
 from torch import Tensor
 
 from ptycho.aberrations import Aberration, Aberrations
@@ -178,6 +177,8 @@ def _probe_from_vacuum(geometry: Geometry, vacuum: NDArray[np.float32], size: in
     """The measured aperture amplitude, sqrt of the counts, with the nominal aberrations; complex128 (y, x)."""
     if vacuum.shape != geometry.pattern_shape:
         raise RecipeError(f"the vacuum pattern is {vacuum.shape}, the patterns are {geometry.pattern_shape}; prepare both in the same way")
+    from scipy.ndimage import map_coordinates  # late: it takes longer to import than to use
+
     known = np.nan_to_num(vacuum)
     # Below a hundredth of the maximum there is noise, not aperture.
     counts = np.where(known > 0.01 * np.percentile(known, 99.5), known, 0)
@@ -226,6 +227,8 @@ def _earlier_logarithm(geometry: Geometry, options: ModelOptions, canvas: tuple[
 
     With as many slices as before each stays, otherwise their sum is shared out by thickness.
     """
+    from scipy.ndimage import map_coordinates  # late: it takes longer to import than to use
+
     assert known.object is not None
     earlier = (np.log(np.maximum(np.abs(known.object), 1e-6)) + 1j * np.angle(known.object)).mean(0)
     if len(earlier) != options.slices:

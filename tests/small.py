@@ -27,11 +27,10 @@ REFINABLE = parse_aberrations({"C10": 1.0, "C12": 1.0})
 
 
 def random_phase(shape: tuple[int, ...], strength: float = 0.5, blur_px: float = 1.5, seed: int = 0) -> NDArray[np.float64]:
-    """Positive random phase (..., y, x) between 0 and ``strength``, without symmetry."""
-    noise = np.random.default_rng(seed).normal(size=shape)
-    smooth = gaussian_filter(noise, (0,) * (len(shape) - 2) + (blur_px, blur_px), mode="wrap")
-    smooth -= smooth.min()
-    return smooth * (strength / smooth.max())
+    """Atoms at random places in vacuum, phase (..., y, x) up to ``strength``, without symmetry."""
+    atoms = (np.random.default_rng(seed).random(shape) < 0.012).astype(np.float64)
+    phase = gaussian_filter(atoms, (0,) * (len(shape) - 2) + (blur_px, blur_px), mode="wrap")
+    return phase * (strength / phase.max())
 
 
 def raster_px(scan: tuple[int, int], step_px: float) -> NDArray[np.float64]:
@@ -118,9 +117,9 @@ def scanned(model: Ptychography) -> tuple[slice, slice]:
     return slice(int(low[0]), int(high[0]) + 1), slice(int(low[1]), int(high[1]) + 1)
 
 
-def summed_phase(model: Ptychography) -> NDArray[np.float64]:
-    """Phase (y, x) of the scanned field, summed over slices, mean of the states, without constant and plane."""
-    rows, columns = scanned(model)
+def summed_phase(model: Ptychography, field: Ptychography | None = None) -> NDArray[np.float64]:
+    """Phase (y, x) of the field that was scanned (by another model), summed over slices, mean of the states, without the plane that fits best."""
+    rows, columns = scanned(field or model)
     return flat(model.object.transmission.detach().angle().sum(1).mean(0)[rows, columns].double().numpy())
 
 

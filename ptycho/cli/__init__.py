@@ -31,9 +31,9 @@ app = typer.Typer(
     rich_markup_mode=None,
     context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110},
 )
-app.command()(reconstruct)
-app.command()(info)
-app.command()(simulate)
+app.command(short_help="Reconstruct a recipe, a data file, or the demo.")(reconstruct)
+app.command(short_help="What is in a file, and what is missing.")(info)
+app.command(short_help="Write a data set with known truth.")(simulate)
 
 
 @app.callback(invoke_without_command=True)

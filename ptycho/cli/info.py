@@ -3,31 +3,51 @@
 from __future__ import annotations
 
 import json
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-#: What a reconstruction needs, and how to give it.
-_NEEDED = {
-    "voltage_kV": "[microscope] voltage_kV or --voltage-kV",
-    "semiangle_mrad": "[microscope] semiangle_mrad or --semiangle-mrad",
-    "step_A": "[scan] step_A or --step-A",
-}
+from ptycho.cli.reconstruct import numbers
+
+if TYPE_CHECKING:
+    from ptycho.data import Dataset4D
+
+#: What a reconstruction needs: section of the recipe, and what to do when it is not known.
+_NEEDED = {"voltage_kV": "microscope", "semiangle_mrad": "microscope", "step_A": "scan"}
+_FORMATS = {"empad": "EMPAD", "hdf5": "HDF5", "npy": "NumPy", "npz": "NumPy (npz)"}
 
 
 def info(
-    file: Annotated[str, typer.Argument(help="A 4D-STEM file; file.h5::/entry/data names a data set in it.")],
-    scan_shape: Annotated[str | None, typer.Option("--scan-shape", help="slow,fast when the file does not know it.")] = None,
+    file: Annotated[str, typer.Argument(metavar="FILE|RECIPE", help="file.h5::/entry/data names a data set in it.")],
+    scan_shape: Annotated[str | None, typer.Option("--scan-shape", metavar="SLOW,FAST", help="When the file does not know it.")] = None,
     as_json: Annotated[bool, typer.Option("--json", help="For programs.")] = False,
-    survey: Annotated[bool, typer.Option(help="Read the patterns for mean, hot and dead pixels.")] = True,
+    survey: Annotated[bool, typer.Option("--survey/--no-survey", help="Read the patterns for mean, hot and dead pixels.")] = True,
 ) -> None:
     """Shape, type, metadata with unit and source, mean pattern, and what is missing."""
-    from ptycho.cli.reconstruct import _numbers
+    shape = numbers(scan_shape, "--scan-shape")
+    data = _open(file, shape)
+    facts = _facts(data)
+    if survey:
+        facts["patterns"] = _patterns(data)
+    facts["missing"] = {name: section for name, section in _NEEDED.items() if name not in data.calibration}
+    facts["warnings"] = list(data.warnings)
+    typer.echo(json.dumps(facts, indent=1, ensure_ascii=False) if as_json else _table(facts))
+
+
+def _open(file: str, shape: Any) -> Dataset4D:
+    if file.endswith(".toml"):
+        from ptycho.recipe import Recipe
+
+        return Recipe.load(file, [] if shape is None else [f"scan.shape={shape}"]).read()
     from ptycho.io import read
 
-    shape: Any = _numbers(scan_shape)
-    data = read(file, scan_shape=shape)
-    facts: dict[str, Any] = {
+    return read(file, scan_shape=shape)
+
+
+def _facts(data: Dataset4D) -> dict[str, Any]:
+    known = {**data.source.metadata, **data.calibration}
+    known.pop("scan_shape", None)  # it may not be the shape that is used
+    return {
         "file": str(data.source.path),
         "format": data.source.format,
         "scan": list(data.scan_shape),
@@ -35,48 +55,97 @@ def info(
         "type": str(data.source.dtype),
         "metadata": {
             name: {"value": _plain(q.value), "unit": q.unit, "source": q.source, "trusted": q.trusted}
-            for name, q in {**data.source.metadata, **data.calibration}.items()
+            for name, q in sorted(known.items(), key=lambda item: _order(item[0]))
         },
-        "missing": {name: how for name, how in _NEEDED.items() if name not in data.calibration},
     }
-    if survey:
-        s, centre = data.survey(), data.centre()
-        facts["survey"] = {
-            "electrons per pattern": s.mean_electrons, "largest pixel": s.max_electrons, "pixels not finite": s.n_nonfinite,
-            "pixels negative": s.n_negative, "hot pixels": s.n_hot, "dead pixels": s.n_dead, "bad patterns": len(s.bad_frames),
-            "disk centre": [round(c, 2) for c in centre], "disk radius": _radius(data),
-        }  # fmt: skip
-    facts["warnings"] = list(data.warnings)
-    typer.echo(json.dumps(facts, indent=1, ensure_ascii=False) if as_json else _table(facts))
 
 
-def _radius(data: Any) -> float | None:
+def _patterns(data: Dataset4D) -> dict[str, Any]:
+    """What the patterns show; None where they do not."""
     from ptycho.errors import DataError
 
+    survey = data.survey()
     try:
-        return round(float(data.disk_radius_px), 2)
+        centre, radius = [round(float(c), 2) for c in data.centre()], round(float(data.disk_radius_px), 2)
     except DataError:
-        return None
+        centre = radius = None  # type: ignore[assignment]
+    return {
+        "surveyed": survey.n_surveyed, "electrons_per_pattern": survey.mean_electrons, "largest_pixel_electrons": survey.max_electrons,
+        "values_not_finite": survey.n_nonfinite, "values_negative": survey.n_negative, "hot_pixels": survey.n_hot,
+        "dead_pixels": survey.n_dead, "bad_patterns": len(survey.bad_frames), "disk_centre_px": centre, "disk_radius_px": radius,
+    }  # fmt: skip
 
 
 def _table(facts: dict[str, Any]) -> str:
     """The same for people: name, value with unit, where it comes from."""
-    scan, pattern = facts["scan"], facts["pattern"]
-    lines = [f"{facts['file']}: {facts['format']}, scan {scan[0]} x {scan[1]}, patterns {pattern[0]} x {pattern[1]}, {facts['type']}", ""]
-    for name, q in facts["metadata"].items():
-        value = ", ".join(f"{v:.6g}" if isinstance(v, float) else str(v) for v in (q["value"] if isinstance(q["value"], list) else [q["value"]]))
-        doubt = "" if q["trusted"] else "  (not sure)"
-        lines.append(f"  {name:<18} {value + ' ' + q['unit']:<22} {q['source']}{doubt}")
-    for name, value in facts.get("survey", {}).items():
-        shown = f"{value:.6g}" if isinstance(value, float) else ", ".join(map(str, value)) if isinstance(value, list) else str(value)
-        lines.append(f"  {name:<18} {shown}")
-    lines += [f"  missing: {name}: give it as {how}" for name, how in facts["missing"].items()]
-    lines += [f"  note: {warning}" for warning in facts["warnings"]]
+    kind = _FORMATS.get(facts["format"], facts["format"])
+    lines = [facts["file"], f"{kind}: scan {_by(facts['scan'])} (slow x fast), patterns {_by(facts['pattern'])} px, {facts['type']}"]
+    lines += ["", "Known"]
+    rows = [(name, _value(q), q["source"] + ("" if q["trusted"] else "  (check)")) for name, q in facts["metadata"].items()]
+    width = max((len(value) for _, value, _ in rows), default=0)
+    lines += [f"  {name:<20}{value:<{width}}  {source}" for name, value, source in rows]
+    if "patterns" in facts:
+        lines += ["", f"Patterns ({facts['patterns']['surveyed']} of them read)", *_pattern_lines(facts["patterns"], facts["pattern"])]
+    if facts["missing"]:
+        lines += ["", "Missing: a reconstruction needs, in the recipe or on the command line"]
+        lines += [f"  {name:<20}[{section}] {name} = ...  or  {_flag(name)} ..." for name, section in facts["missing"].items()]
+    if "defocus_A" not in facts["metadata"] and "aberrations" not in facts["metadata"]:
+        lines += ["", "Not known and taken as 0: defocus_A; give [microscope] defocus_A = ...  or  --defocus-A ... (positive is underfocus)"]
+    if facts["warnings"]:
+        lines += ["", "Warnings", *(f"  {warning}" for warning in facts["warnings"])]
     return "\n".join(lines)
+
+
+def _pattern_lines(found: dict[str, Any], pattern: list[int]) -> list[str]:
+    bad = {
+        "hot pixels": found["hot_pixels"], "dead pixels": found["dead_pixels"], "damaged patterns": found["bad_patterns"],
+        "values not finite": found["values_not_finite"], "values below -1 electron": found["values_negative"],
+    }  # fmt: skip
+    disk = "none found"
+    if found["disk_centre_px"] is not None:
+        y, x = found["disk_centre_px"]
+        disk = f"radius {found['disk_radius_px']:.2f} px, centre ({y:.2f}, {x:.2f}); the pattern's centre is ({pattern[0] // 2}, {pattern[1] // 2})"
+    rows = {
+        "electrons": f"{found['electrons_per_pattern']:.6g} per pattern on average, {found['largest_pixel_electrons']:.4g} in the brightest pixel",
+        "bright-field disk": disk,
+        "left out": ", ".join(f"{number} {what}" for what, number in bad.items() if number) or "nothing: no hot, dead, negative or damaged pixels",
+    }
+    return [f"  {name:<20}{text}" for name, text in rows.items()]
+
+
+def _order(name: str) -> int:
+    """Microscope, scan and detector in the recipe's order; what is only told, last."""
+    names = (
+        "voltage_kV", "semiangle_mrad", "defocus_A", "aberrations", "step_A", "rotation_deg", "affine",
+        "pixel_invA", "pixel_mrad", "adu_per_electron", "flip_rows",
+    )  # fmt: skip
+    return names.index(name) if name in names else len(names)
+
+
+def _value(quantity: dict[str, Any]) -> str:
+    """A value with its unit, as a person would write it."""
+    value, unit = quantity["value"], quantity["unit"]
+    if isinstance(value, bool):
+        return "yes" if value else "no"
+    if isinstance(value, dict):
+        return ", ".join(f"{key} = {number:.6g}" for key, number in value.items())
+    if isinstance(value, list) and value and isinstance(value[0], list):
+        return str(value)
+    numbers = value if isinstance(value, list) else [value]
+    text = " x ".join(f"{v:.6g}" for v in dict.fromkeys(numbers))
+    return f"{text}{unit}" if unit == "°" else f"{text} {unit}"
+
+
+def _by(shape: list[int]) -> str:
+    return f"{shape[0]} x {shape[1]}"
+
+
+def _flag(name: str) -> str:
+    return f"--{name.replace('_', '-')}"
 
 
 def _plain(value: Any) -> Any:
     """NumPy numbers and arrays as Python's."""
     if hasattr(value, "tolist"):
         return value.tolist()
-    return list(value) if isinstance(value, tuple) else value
+    return [_plain(item) for item in value] if isinstance(value, (tuple, list)) else value

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import shutil
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -12,30 +13,31 @@ if TYPE_CHECKING:
     from ptycho.result import EpochRecord
 
 
-class _Plain(logging.Formatter):
-    """The message alone; what is more than news says so."""
+class _Console(logging.Handler):
+    """Messages on stderr, above the bar if there is one; what is more than news says so."""
 
-    def format(self, record: logging.LogRecord) -> str:
+    def emit(self, record: logging.LogRecord) -> None:
+        """Print one."""
+        from tqdm import tqdm
+
         text = record.getMessage()
-        return text if record.levelno < logging.WARNING else f"{record.levelname.lower()}: {text}"
+        tqdm.write(text if record.levelno < logging.WARNING else f"{record.levelname.lower()}: {text}", file=sys.stderr)
 
 
 @contextmanager
 def shown(epochs: int) -> Iterator[Callable[[EpochRecord, int], None]]:
     """Show the package's log, and a bar of so many epochs when stderr is a terminal; gives what is to be called after each epoch."""
     from tqdm import tqdm
-    from tqdm.contrib.logging import logging_redirect_tqdm
 
     terminal = sys.stderr.isatty()
     logger = logging.getLogger("ptycho")
     level = logger.level
-    handler = logging.StreamHandler()
-    handler.setFormatter(_Plain())
-    handler.setLevel(logging.WARNING if terminal else logging.INFO)
+    handler = _Console(logging.WARNING if terminal else logging.INFO)
     logger.setLevel(logging.INFO)
     logger.addHandler(handler)
     # A bar on which nothing happened goes away again, so that an error stands alone.
-    bar: tqdm[Any] = tqdm(total=epochs, unit="epoch", disable=not terminal, leave=False, dynamic_ncols=True)
+    size = shutil.get_terminal_size()  # tqdm believes a terminal that says it has no columns
+    bar: tqdm[Any] = tqdm(total=epochs, unit="epoch", disable=not terminal, leave=False, ncols=size.columns, nrows=size.lines)
 
     def show(record: EpochRecord, total: int) -> None:
         bar.leave, bar.total = True, total
@@ -43,7 +45,7 @@ def shown(epochs: int) -> Iterator[Callable[[EpochRecord, int], None]]:
         bar.update()
 
     try:
-        with bar, logging_redirect_tqdm([logger]):
+        with bar:
             yield show
     finally:
         logger.removeHandler(handler)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import zipfile
 from enum import StrEnum
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
@@ -28,29 +28,29 @@ class Device(StrEnum):
 
 
 def reconstruct(
-    source: Annotated[str, typer.Argument(metavar="RECIPE|FILE|demo", help="A recipe.toml, a 4D-STEM file, or demo, which needs neither.")],
-    output: Annotated[Path | None, typer.Option("-o", "--output", help="Folder for the results (default: the recipe's, or ./run).")] = None,
-    set_: Annotated[list[str] | None, typer.Option("--set", help="A recipe key, as in --set model.slices=4; may be repeated.")] = None,
-    fresh: Annotated[bool, typer.Option("--fresh", help="Move what is in the folder aside and start anew.")] = False,
-    device: Annotated[Device, typer.Option(help="Where to compute; auto takes CUDA when there is one.")] = Device.auto,
-    threads: Annotated[int, typer.Option(min=0, help="CPU threads (0: all cores).")] = 0,
-    voltage_kV: Annotated[Number, typer.Option("--voltage-kV", help="Acceleration voltage.")] = None,
-    semiangle_mrad: Annotated[Number, typer.Option("--semiangle-mrad", help="Convergence semi-angle.")] = None,
-    defocus_A: Annotated[Number, typer.Option("--defocus-A", help="Positive is underfocus.")] = None,
-    scan_shape: Annotated[str | None, typer.Option("--scan-shape", metavar="SLOW,FAST", help="Scan points, for example 48,48.")] = None,
-    step_A: Annotated[str | None, typer.Option("--step-A", metavar="STEP|SLOW,FAST", help="Scan step.")] = None,
-    rotation_deg: Annotated[Number, typer.Option("--rotation-deg", help="Scan relative to detector.")] = None,
-    pixel_invA: Annotated[Number, typer.Option("--pixel-invA", help="Detector pixel in 1/Å; from the bright-field disk when absent.")] = None,
-    adu_per_electron: Annotated[Number, typer.Option("--adu-per-electron", help="What one electron gives in the stored values.")] = None,
-    flip_rows: Annotated[bool | None, typer.Option("--flip-rows/--no-flip-rows", help="Patterns upside down (default: as the format has it).")] = None,
+    source: Annotated[str, typer.Argument(metavar="RECIPE|FILE|demo", help="A recipe.toml, a 4D-STEM file, or demo.")],
+    output: Annotated[Path | None, typer.Option("-o", "--output", metavar="DIR", help="Results (default: the recipe's, or ./run).")] = None,
+    set_: Annotated[list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="As in --set model.slices=4; repeatable.")] = None,
+    fresh: Annotated[bool, typer.Option("--fresh", help="Move what is in DIR aside and start anew.")] = False,
+    device: Annotated[Device, typer.Option(metavar="NAME", help="auto, cpu, cuda or mps.")] = Device.auto,
+    threads: Annotated[int, typer.Option(min=0, metavar="N", show_default=False, help="CPU threads (0: all cores).")] = 0,
+    voltage_kV: Annotated[Number, typer.Option("--voltage-kV", metavar="KV", help="Acceleration voltage.")] = None,
+    semiangle_mrad: Annotated[Number, typer.Option("--semiangle-mrad", metavar="MRAD", help="Convergence semi-angle.")] = None,
+    defocus_A: Annotated[Number, typer.Option("--defocus-A", metavar="Å", help="Positive is underfocus.")] = None,
+    scan_shape: Annotated[str | None, typer.Option("--scan-shape", metavar="SLOW,FAST", help="Scan points: 48,48.")] = None,
+    step_A: Annotated[str | None, typer.Option("--step-A", metavar="Å", help="Scan step, or slow,fast.")] = None,
+    rotation_deg: Annotated[Number, typer.Option("--rotation-deg", metavar="DEG", help="Scan relative to detector.")] = None,
+    pixel_invA: Annotated[Number, typer.Option("--pixel-invA", metavar="1/Å", help="Detector pixel (default: from the disk).")] = None,
+    adu_per_electron: Annotated[Number, typer.Option("--adu-per-electron", metavar="ADU", help="What one electron gives.")] = None,
+    flip_rows: Annotated[bool | None, typer.Option("--flip-rows/--no-flip-rows", help="Patterns upside down (EMPAD: yes).")] = None,
     flip_columns: Annotated[bool, typer.Option("--flip-columns", help="Patterns left to right.")] = False,
-    transpose: Annotated[bool, typer.Option("--transpose", help="Swap rows and columns of the patterns, before the flips.")] = False,
-    bin_: Annotated[int | None, typer.Option("--bin", help="Sum this many detector pixels along each axis.")] = None,
-    modes: Annotated[int | None, typer.Option("--probe-modes", help="Incoherent modes of the probe.")] = None,
-    slices: Annotated[int | None, typer.Option("--slices", help="Slices of the object along the beam.")] = None,
-    slice_thickness_A: Annotated[Number, typer.Option("--slice-thickness-A", help="Distance from slice to slice.")] = None,
-    epochs: Annotated[int | None, typer.Option("--epochs", help="Passes over the patterns, of the first stage.")] = None,
-    kind: Annotated[str | None, typer.Option("--solver", help="gradient, epie or mixed_state.")] = None,
+    transpose: Annotated[bool, typer.Option("--transpose", help="Swap rows and columns, before the flips.")] = False,
+    bin_: Annotated[int | None, typer.Option("--bin", metavar="N", help="Sum N x N detector pixels.")] = None,
+    modes: Annotated[int | None, typer.Option("--probe-modes", metavar="N", help="Incoherent modes of the probe.")] = None,
+    slices: Annotated[int | None, typer.Option("--slices", metavar="N", help="Slices of the object along the beam.")] = None,
+    slice_thickness_A: Annotated[Number, typer.Option("--slice-thickness-A", metavar="Å", help="From slice to slice.")] = None,
+    epochs: Annotated[int | None, typer.Option("--epochs", metavar="N", help="Passes over the data, of the first stage.")] = None,
+    kind: Annotated[str | None, typer.Option("--solver", metavar="KIND", help="gradient, epie or mixed_state.")] = None,
 ) -> None:
     """Reconstruct a recipe, a data file, or the demo, and write phase.png, phase.tif and result.h5."""
     given = {

@@ -75,6 +75,7 @@ def read(
     h5) has two columns y, x in Å, one row for each pattern; ``mask`` (npy, tiff or array; nonzero = use) has the final pattern's
     shape, ``dark`` the stored frame's and unit. Raises RecipeError for a wrong value given here, DataError for a file that cannot be used.
     """
+    arguments = {name: value for name, value in locals().items() if value is not None}
     given = {
         "voltage_kV": voltage_kV, "semiangle_mrad": semiangle_mrad, "defocus_A": defocus_A, "rotation_deg": rotation_deg,
         "pixel_invA": pixel_invA, "pixel_mrad": pixel_mrad, "adu_per_electron": adu_per_electron,
@@ -115,7 +116,7 @@ def read(
         pattern_shape = preparation.pattern_shape(source.frame_shape)
         if mask is not None:
             preparation = replace(preparation, mask=read_image("data.mask", mask, pattern_shape) != 0)
-        data = Dataset4D(source, preparation, calibration, shape, frames, positions, list(dict.fromkeys(warnings)))
+        data = Dataset4D(source, preparation, calibration, shape, frames, positions, list(dict.fromkeys(warnings)), arguments)
         if {"voltage_kV", "semiangle_mrad"} <= calibration.keys() and ({"pixel_invA", "pixel_mrad"} & calibration.keys()):
             data.check_disk_fits(data.pixel_invA.value)
     except BaseException:

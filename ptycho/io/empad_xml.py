@@ -58,8 +58,10 @@ def _parse(path: Path) -> ElementTree.Element:
     try:
         data = path.read_bytes()
         # Entities let a small file grow without bound or read other files; EMPAD writes none.
-        if b"<!DOCTYPE" in data or b"<!ENTITY" in data or b"\0" in data:
-            raise DataError(f"{path}: XML with a DOCTYPE, entities or zero bytes is refused; EMPAD writes none")
+        if b"\0" in data:
+            raise ValueError("it is no text")
+        if b"<!DOCTYPE" in data or b"<!ENTITY" in data:
+            raise DataError(f"{path}: XML with a DOCTYPE or entities is refused, EMPAD writes none; open the .raw itself")
         return ElementTree.fromstring(data.decode("utf-8-sig"))
     except (OSError, ValueError, ElementTree.ParseError) as error:
         raise unreadable(path, error, "not an EMPAD XML") from None

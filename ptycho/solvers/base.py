@@ -15,7 +15,6 @@ from ptycho.batches import hilbert_order, stratified_batches
 from ptycho.constraint import Constraints, OrthogonalModes, PositivePhase, ProbePower, PurePhase
 from ptycho.errors import DivergedError, RecipeError
 from ptycho.loss import Loss, LossName, choose_loss
-from ptycho.model import Ptychography
 from ptycho.patterns import Patterns
 from ptycho.threads import single_threaded
 

@@ -80,14 +80,14 @@ class PIE:
         found = self.engine(corners, offsets, counts, spectrum, model.propagator.tilt_of(index), wants)
         natural = self.engine.loss.natural_step
         transmission = model.object.transmission.data
-        object_power = transmission[..., found.box[0], found.box[1]].abs().square().amax()
+        # Both denominators before either has taken its step.
+        share = self._object_power(corners, found.box) if due.probe else None
         if found.object is not None:
             light = batch_light(model, corners, found.box)
             light = (1 - s.object_damping) * light + s.object_damping * light.max()
             step = 0.5 * natural * self.step / transmission.shape[1]
-            transmission[..., found.box[0], found.box[1]] -= found.object.mul_(step / light.clamp_min(1e-12 * light.max()))
-        if due.probe and found.spectrum is not None:
-            share = s.probe_damping * object_power + (1 - s.probe_damping) * object_power.new_ones(())
+            transmission[..., found.box[0], found.box[1]].sub_(found.object.mul_(step / light.clamp_min(1e-12 * light.max())))
+        if share is not None and found.spectrum is not None:
             model.probe.wave.data -= model.probe.pull_back(found.spectrum) * (0.5 * natural * s.probe_step / (len(index) * share))
         self.refinement.step(index, found, spectrum, due)
         self.batches += 1
@@ -95,6 +95,16 @@ class PIE:
             for momentum in self.momenta:
                 momentum.apply()
         return found.loss
+
+    def _object_power(self, corners: Tensor, box: tuple[slice, slice]) -> Tensor:
+        """(1 - r) |O|^2 + r max|O|^2, of the windows of the batch on average; (y, x), or a number for r = 1."""
+        transmission, r = self.model.object.transmission.data, self.settings.probe_damping
+        most = r * transmission[..., box[0], box[1]].abs().square().amax()
+        if r == 1:
+            return most
+        weight = self.model.object.occupancy[:, None, None]
+        mean = sum((weight * transmission[:, 0, y : y + self.model.size, x : x + self.model.size].abs().square()).sum(0) for y, x in corners.tolist())
+        return most + mean * ((1 - r) / len(corners))
 
 
 class Momentum:

@@ -82,7 +82,9 @@ class Nesterov:
         s, model, due = self.settings, self.model, self.due
         share = len(index) / self.count
         # The natural step of a batch is 1 / (its share of the light); a step that averages `memory` passes is that times share / memory.
-        step = min(1.0, share / self.memory) * (1 - s.momentum)
+        # Slices that move together take S steps at once, those that move against each other one: the latter are to keep up.
+        slices = model.object.transmission.shape[1]
+        step = min(1.0, share * slices / self.memory) * (1 - s.momentum)
         refine = self.refinement.wants(due)
         wants = Wants(object=due.object, probe=due.probe or due.aberrations, offsets=refine.offsets, propagation=refine.propagation)
         corners, offsets = model.positions.split(index, model.size)

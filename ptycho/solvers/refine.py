@@ -1,13 +1,16 @@
-"""Natural steps of everything but object and probe: positions, tilt, thickness, aberrations.
+"""Steps of everything but object and probe: positions, tilt, thickness, aberrations; no rate to tune.
 
-Each of these multiplies a wave by exp(-i C kappa(q)) in reciprocal space. The majoriser of the amplitude loss then has the curvature
-2 sum kappa^2 |wave|^2, and the gradient divided by it is a step that can be taken without a rate to tune (Guizar-Sicairos & Fienup,
-Opt. Express 16 (2008) 7264, for positions).
+The gradient is divided by a curvature. That of the phase factor exp(-i C kappa(q)) itself, 2 sum kappa^2 |wave|^2, will not do: it counts
+phases of the unscattered beam that no detector sees, and for a weak object the parameters crawl. What is measured is interference with
+what the object scatters: positions take the curvature 2 sum |P|^2 |dO/dr|^2 (a shift of the whole exit wave leaves the pattern as it is, so
+that moving the probe is moving the object; Odstrcil, Menzel & Guizar-Sicairos, Opt. Express 26 (2018) 3108), the few parameters
+common to all patterns the Gauss-Newton matrix from finite differences of the model.
 """
 
 from __future__ import annotations
 
 import math
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
@@ -19,8 +22,23 @@ from ptycho.solvers.base import Due
 
 #: A position moves by at most this many pixels per visit.
 _MOST_PX = 0.1
-#: Share of the natural step that is taken: the other parameters have not settled yet.
+#: At most this share of a Gauss-Newton step is taken: the other parameters have not settled yet.
 _RELAXATION = 0.5
+#: A common parameter takes this many times the batch's share of the data of it, so that batches are averaged.
+_PASS = 3.0
+#: Finite differences turn the phase of the illumination by this much (rad, rms); a step turns it by at most four times as much.
+_TURN_RAD = 0.05
+#: The curvature of the common parameters comes from this many patterns of a batch, anew every so many batches.
+_SAMPLE, _EVERY = 8, 16
+
+
+@dataclass
+class _Scalar:
+    """A parameter of all patterns, or one of each: a view into the model, its gradient, the change that turns the phase by ``_TURN_RAD``."""
+
+    value: Tensor
+    gradient: Tensor
+    change: Tensor
 
 
 class Refinement:
@@ -28,63 +46,122 @@ class Refinement:
 
     def __init__(self, model: Ptychography, natural_step: float) -> None:
         self.model, self.natural_step = model, natural_step
+        self._batches = 0
+        self._inverses: dict[str, Tensor] = {}
 
     def wants(self, due: Due) -> Wants:
         """Which extra derivatives the engine has to form."""
         propagates = self.model.object.transmission.shape[1] > 1
         return Wants(offsets=due.positions, propagation=propagates and (due.tilt or due.thickness))
 
+    @torch.no_grad()
     def step(self, index: Tensor, found: Gradients, spectrum: Tensor, due: Due) -> None:
         """Move what is due along its gradient."""
-        power = (spectrum.real.square() + spectrum.imag.square()).sum(0)
+        if self._batches % _EVERY == 0:
+            self._inverses.clear()
+        self._batches += 1
         if found.offsets is not None:
-            self._positions(index, found.offsets, power)
+            self._positions(index, found.offsets)
+        power = (spectrum.real.square() + spectrum.imag.square()).sum(0)
+        power /= power.sum()
+        common: list[_Scalar] = []
         if found.tilt is not None and due.tilt:
-            self._tilt(index, found.tilt, power)
+            tilts = self._tilt(found.tilt, power)
+            if len(self.model.propagator.tilt_rad) == 1:
+                common += tilts
+            else:
+                self._each_tilt(index, tilts)
         if found.thickness is not None and due.thickness:
-            self._thickness(len(index), found.thickness, power)
+            common += self._thickness(found.thickness, power)
         if found.spectrum is not None and due.aberrations and len(self.model.probe.chi):
-            self._aberrations(len(index), found.spectrum, spectrum, power)
+            common += self._aberrations(found.spectrum, spectrum, power)
+        if common:
+            self._common(index, common)
 
-    def _positions(self, index: Tensor, gradient: Tensor, power: Tensor) -> None:
+    def _positions(self, index: Tensor, gradient: Tensor) -> None:
         model = self.model
-        f = torch.fft.fftfreq(power.shape[-1], dtype=power.dtype, device=power.device)
-        curvature = 2 * (2 * math.pi) ** 2 * torch.stack([(power * f[:, None] ** 2).sum(), (power * f**2).sum()])
-        step = (_RELAXATION * self.natural_step * gradient / curvature).clamp(-_MOST_PX, _MOST_PX)
         positions = model.positions.value_px.data
-        positions[index] -= step
+        curvature = self._object_slope(index)
+        # Where there is next to nothing to hold on to, noise decides: steps there are shorter.
+        curvature += 0.1 * curvature.max() + 1e-30
+        positions[index] -= (self.natural_step * gradient / curvature).clamp(-_MOST_PX, _MOST_PX)
         # A window has to stay on the canvas.
         half, (rows, columns) = model.size // 2, model.object.transmission.shape[-2:]
         low = torch.full((2,), float(half), device=positions.device)
         high = torch.tensor([rows, columns], device=positions.device) - (model.size - half) - 1.0
         positions.clamp_(low, high)
 
-    def _tilt(self, index: Tensor, gradient: Tensor, power: Tensor) -> None:
-        """Slices act coherently, hence the factor of their number (the gaps' contributions add up in amplitude)."""
-        p = self.model.propagator
-        gaps = p.thickness_A.detach()[:-1]
-        slope = 2 * math.pi * gaps / torch.cos(p.tilt_rad.detach()).square().mean()
-        moment = torch.stack([(power * p.ky**2).sum(), (power * p.kx**2).sum()])
-        curvature = 2 * len(gaps) * (slope**2).sum() * moment
-        step = _RELAXATION * self.natural_step * gradient / curvature
-        if len(p.tilt_rad) == 1:
-            p.tilt_rad.data -= step / len(index)
-        else:
-            p.tilt_rad.data[index] -= step
+    def _object_slope(self, index: Tensor) -> Tensor:
+        """2 sum |P|^2 |dO/dy|^2 and likewise for x, (B, 2) per pixel^2, with the product of all slices for O."""
+        model = self.model
+        corners, _ = model.positions.split(index, model.size)
+        total = model.object.patches(corners, model.size).prod(2)
+        light = model.probe.wave.abs().square().sum(0)
+        slopes = []
+        for axis in (-2, -1):
+            difference = torch.roll(total, -1, axis) - total
+            squared = difference.real.square() + difference.imag.square()
+            slopes.append(2 * torch.einsum("o,boyx,yx->b", model.object.occupancy, squared, light))
+        return torch.stack(slopes, -1)
 
-    def _thickness(self, count: int, gradient: Tensor, power: Tensor) -> None:
+    def _tilt(self, gradient: Tensor, power: Tensor) -> list[_Scalar]:
         p = self.model.propagator
-        kappa = propagation_phase(p.ky, p.kx, p.wavelength_A, p.tilt_rad.detach().mean(0, keepdim=True))[0]
-        curvature = 2 * len(gradient) * (kappa**2 * power).sum()
-        p.thickness_A.data -= _RELAXATION * self.natural_step * gradient / (curvature * count)
-        p.thickness_A.data.clamp_(min=0.1)
+        moments = ((power * p.ky**2).sum(), (power * p.kx**2).sum())
+        depth = p.thickness_A.data[:-1].sum()
+        return [_Scalar(p.tilt_rad.data[:, i], gradient[:, i], _TURN_RAD / (2 * math.pi * depth * moments[i].sqrt())) for i in (0, 1)]
 
-    def _aberrations(self, count: int, gradient: Tensor, spectrum: Tensor, power: Tensor) -> None:
+    def _thickness(self, gradient: Tensor, power: Tensor) -> list[_Scalar]:
+        p = self.model.propagator
+        kappa = propagation_phase(p.ky, p.kx, p.wavelength_A, p.tilt_rad.mean(0, keepdim=True))[0]
+        change = _TURN_RAD / (kappa**2 * power).sum().sqrt()
+        return [_Scalar(p.thickness_A.data[s : s + 1], gradient[s : s + 1], change) for s in range(len(gradient) - 1)]
+
+    def _aberrations(self, gradient: Tensor, spectrum: Tensor, power: Tensor) -> list[_Scalar]:
         """dL/dC = sum chi Im(conj(Y) P), with Y the gradient with respect to the spectrum P (torch's convention)."""
         probe = self.model.probe
         slope = torch.einsum("cyx,yx->c", probe.chi, (gradient.conj() * spectrum).imag.sum(0))
-        curvature = 2 * torch.einsum("cyx,yx->c", probe.chi.square(), power)
-        probe.correction_A.data -= _RELAXATION * self.natural_step * slope / (curvature * count).clamp_min(1e-30)
+        changes = _TURN_RAD / torch.einsum("cyx,yx->c", probe.chi.square(), power).sqrt()
+        return [_Scalar(probe.correction_A.data[c : c + 1], slope[c : c + 1], changes[c]) for c in range(len(changes))]
+
+    def _common(self, index: Tensor, scalars: list[_Scalar]) -> None:
+        """One damped Gauss-Newton step of all parameters that all patterns share."""
+        share = min(_RELAXATION, _PASS * len(index) / len(self.model.positions.value_px))
+        slope = torch.stack([s.gradient.sum() * s.change for s in scalars]) / len(index)
+        turns = (share * (self._inverse("common", index, scalars) @ slope)).clamp(-4, 4)
+        for scalar, turn in zip(scalars, turns, strict=True):
+            scalar.value -= turn * scalar.change
+        self.model.propagator.thickness_A.data.clamp_(min=0.1)
+
+    def _each_tilt(self, index: Tensor, tilts: list[_Scalar]) -> None:
+        """A tilt of its own for each position, with the curvature of all."""
+        changes = torch.stack([s.change for s in tilts])
+        slope = torch.stack([s.gradient for s in tilts], -1) * changes
+        turns = (_RELAXATION * slope @ self._inverse("tilt", index, tilts)).clamp(-4, 4)
+        self.model.propagator.tilt_rad.data[index] -= turns * changes
+
+    def _inverse(self, name: str, index: Tensor, scalars: list[_Scalar]) -> Tensor:
+        """Inverse of the Gauss-Newton matrix of one pattern, (n, n), per ``change`` of each parameter.
+
+        The second derivative of the losses at I = D is 1 / (2 I), of Poisson's 1 / I: 1 / (2 I) over the natural step. The damping
+        holds back combinations that the patterns hardly show.
+        """
+        held = self._inverses.get(name)
+        if held is not None and len(held) == len(scalars):
+            return held
+        model, sample = self.model, index[:: max(1, len(index) // _SAMPLE)]
+        image = model(sample)
+        weight = model.detector.mask * 0.5 / self.natural_step / (image + 1e-3 * image.mean())
+        changes = []
+        for scalar in scalars:
+            before = scalar.value.clone()
+            scalar.value += scalar.change
+            changes.append((model(sample) - image).flatten())
+            scalar.value.copy_(before)
+        jacobian = torch.stack(changes)
+        matrix = (jacobian * weight.flatten()) @ jacobian.mT / len(sample)
+        damping = 1e-2 * matrix.trace() / len(scalars) + 1e-30
+        held = self._inverses[name] = torch.linalg.inv(matrix + damping * torch.eye(len(scalars), dtype=matrix.dtype, device=matrix.device))
+        return held
 
 
 def illumination(model: Ptychography) -> Tensor:

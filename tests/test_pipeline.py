@@ -1,0 +1,151 @@
+"""Python's side of the straight line: read, reconstruct, load."""
+
+from __future__ import annotations
+
+import json
+import tomllib
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from numpy.typing import NDArray
+
+import ptycho
+from ptycho.errors import DataError, OutOfMemoryError, OutputError, RecipeError
+from ptycho.pipeline import choose_device
+from ptycho.result import EpochRecord
+
+KNOWN: dict[str, Any] = {"voltage_kV": 80, "semiangle_mrad": 24.9, "step_A": 0.4, "defocus_A": 20}
+
+
+@pytest.fixture
+def data(tmp_path: Path, disk_patterns: NDArray[np.float32]) -> ptycho.Dataset4D:
+    np.save(tmp_path / "scan.npy", disk_patterns)
+    return ptycho.read(tmp_path / "scan.npy", **KNOWN)
+
+
+def reconstruct(source: Any, **options: Any) -> ptycho.Result:
+    return ptycho.reconstruct(source, device="cpu", **options)
+
+
+def assert_same(one: ptycho.Result, other: ptycho.Result) -> None:
+    for name in ("object", "occupancy", "probe", "slice_thickness_A", "positions_A", "tilt_mrad"):
+        np.testing.assert_array_equal(getattr(one, name), getattr(other, name), err_msg=name)
+
+
+def test_the_result_is_what_the_contract_says(data: ptycho.Dataset4D) -> None:
+    result = reconstruct(data, probe_modes=2, slices=2, slice_thickness_A=5, epochs=2)
+    assert result.phase.dtype == result.amplitude.dtype == np.float32
+    assert result.phase.shape == result.amplitude.shape == (2, *result.object.shape[-2:])
+    assert type(result.pixel_A) is float and result.slice_thickness_A.tolist() == [5, 5]
+    assert result.probe.dtype == np.complex64 and result.probe.shape[0] == 2
+    assert result.positions_A.shape == (48, 2) and result.tilt_mrad.shape[-1] == 2
+    # Positions count from the centre of pixel (0, 0): all windows lie on the object, in scan order, fast axis innermost.
+    pixels = result.positions_A / result.pixel_A
+    assert (pixels > 0).all() and (pixels < np.array(result.phase.shape[-2:]) - 1).all()
+    np.testing.assert_allclose(np.diff(result.positions_A[:8], axis=0), [[0, 0.4]] * 7, atol=1e-4)
+    assert [(r.stage, r.kind, r.epoch) for r in result.history] == [(0, "gradient", 1), (0, "gradient", 2)]
+    assert all(r.seconds > 0 for r in result.history) and result.history[1].loss < result.history[0].loss
+    assert all(isinstance(a, np.ndarray) for a in (result.phase, result.probe, result.positions_A, result.tilt_mrad))
+    assert tomllib.loads(result.recipe)["model"]["probe_modes"] == 2
+    assert abs(float((np.abs(result.probe) ** 2).sum()) / data.survey().mean_electrons - 1) < 0.1
+
+
+def test_nothing_is_written_unless_asked_for(data: ptycho.Dataset4D, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "here").mkdir()
+    monkeypatch.chdir(tmp_path / "here")
+    reconstruct(data, epochs=1)
+    assert list(Path().iterdir()) == []
+
+
+def test_folder_load_and_the_recipe_in_it(data: ptycho.Dataset4D, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    result = reconstruct(data, probe_modes=2, epochs=1, output=tmp_path / "run")
+    for path in (tmp_path / "run", str(tmp_path / "run" / "result.h5")):
+        loaded = ptycho.load(path)
+        assert_same(loaded, result)
+        assert loaded.history == result.history and loaded.recipe == result.recipe
+    assert (tmp_path / "run" / "recipe.toml").read_text(encoding="utf-8") == result.recipe
+    # All that was read or estimated stands in it, and its paths hold from anywhere.
+    recipe = tomllib.loads(result.recipe)
+    assert recipe["microscope"] == {"voltage_kV": 80, "semiangle_mrad": 24.9, "defocus_A": 20}
+    assert recipe["scan"]["shape"] == [6, 8] and recipe["detector"]["pixel_invA"] > 0 and recipe["data"]["path"] == str(tmp_path / "scan.npy")
+    assert recipe["output"]["directory"] == str(tmp_path / "run")
+    monkeypatch.chdir("/")
+    assert_same(reconstruct(tmp_path / "run" / "recipe.toml"), result)
+    assert_same(reconstruct(ptycho.Recipe.load(tmp_path / "run" / "recipe.toml")), result)
+    with pytest.raises(OutputError, match="not empty"):
+        reconstruct(data, epochs=1, output=tmp_path / "run")
+
+
+def test_same_seed_same_result_and_other_seed_another(data: ptycho.Dataset4D) -> None:
+    first = reconstruct(data, epochs=1, batch=8)
+    assert_same(reconstruct(data, epochs=1, batch=8), first)
+    assert not np.array_equal(reconstruct(data, solve={"kind": "gradient", "epochs": 1, "batch": 8, "seed": 1}).object, first.object)
+
+
+def test_stages(data: ptycho.Dataset4D) -> None:
+    result = reconstruct(data, solve=[ptycho.EPIE(epochs=1), {"kind": "mixed_state", "epochs": 2, "modes": 2}])
+    assert [(r.stage, r.kind, r.epoch) for r in result.history] == [(0, "epie", 1), (1, "mixed_state", 2), (1, "mixed_state", 3)]
+    assert len(result.probe) == 2
+    assert [stage["kind"] for stage in tomllib.loads(result.recipe)["solve"]] == ["epie", "mixed_state"]
+
+
+def test_progress_is_told_of_every_epoch(data: ptycho.Dataset4D) -> None:
+    told: list[tuple[EpochRecord, int]] = []
+    result = reconstruct(data, epochs=2, progress=lambda record, total: told.append((record, total)))
+    assert told == [(record, 2) for record in result.history]
+
+
+def test_wrong_options(data: ptycho.Dataset4D) -> None:
+    with pytest.raises(RecipeError, match=r'probe_mode: unknown key; did you mean "probe_modes"'):
+        reconstruct(data, probe_mode=2)
+    with pytest.raises(RecipeError, match=r'model: probe_modes = "two": a whole number is needed'):
+        reconstruct(data, probe_modes="two")
+    with pytest.raises(RecipeError, match=r"epochs: unknown beside solve"):
+        reconstruct(data, solve=ptycho.EPIE(), epochs=2)
+    with pytest.raises(RecipeError, match=r'device = "gpu": allowed are auto, cpu'):
+        ptycho.reconstruct(data, device="gpu")
+    with pytest.raises(DataError, match="voltage_kV"):
+        reconstruct(ptycho.read(data.patterns().reshape(6, 8, 32, 32)))
+
+
+def test_devices(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    monkeypatch.setattr(torch.backends.mps, "is_available", lambda: False)
+    assert choose_device("auto") == torch.device("cpu")
+    for name in ("cuda", "mps"):
+        with pytest.raises(RecipeError, match=f"device = {name}: torch finds no .*--device cpu"):
+            choose_device(name)
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    assert choose_device("auto") == torch.device("cuda")
+
+
+def test_memory(data: ptycho.Dataset4D, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(*_: Any) -> None:
+        raise torch.OutOfMemoryError("CUDA out of memory.")
+
+    monkeypatch.setattr("ptycho.pipeline.start", fail)
+    with pytest.raises(OutOfMemoryError, match="bin the patterns"):
+        reconstruct(data, epochs=1, output=tmp_path / "run")
+    assert not (tmp_path / "run").exists()
+    monkeypatch.undo()
+    monkeypatch.setattr("ptycho.pipeline.Patterns", fail)
+    with pytest.raises(OutOfMemoryError):
+        reconstruct(data, epochs=1, output=tmp_path / "run")
+    assert json.loads((tmp_path / "run" / "status.json").read_text())["code"] == 6
+
+
+def test_earlier_probe_and_vacuum(data: ptycho.Dataset4D, tmp_path: Path) -> None:
+    earlier = reconstruct(data, epochs=1, probe_modes=2, output=tmp_path / "run")
+    again = reconstruct(data, epochs=1, probe_modes=2, probe_file=str(tmp_path / "run"), object_file=str(tmp_path / "run" / "result.h5"))
+    assert again.history[0].loss < earlier.history[0].loss
+    np.save(tmp_path / "vacuum.npy", data.survey().mean_pattern)
+    assert np.isfinite(reconstruct(data, epochs=1, vacuum_file=str(tmp_path / "vacuum.npy")).phase).all()
+    np.save(tmp_path / "small.npy", np.ones((8, 8)))
+    with pytest.raises(RecipeError, match="vacuum pattern"):
+        reconstruct(data, epochs=1, vacuum_file=str(tmp_path / "small.npy"))
+    np.save(tmp_path / "objects.npy", np.array([{}]), allow_pickle=True)
+    with pytest.raises(DataError, match=r"objects\.npy"):
+        reconstruct(data, epochs=1, vacuum_file=str(tmp_path / "objects.npy"))
