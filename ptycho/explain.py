@@ -12,18 +12,19 @@ from typing import Any, get_args, get_type_hints
 Problem = Mapping[str, Any]
 
 _UNKNOWN = ("extra_forbidden", "unexpected_keyword_argument")
-_NEEDED = {
-    "float_type": "a number is needed",
-    "finite_number": "a finite number is needed",
-    "int_type": "a whole number is needed",
-    "int_from_float": "a whole number is needed",
-    "bool_type": "true or false is needed",
-    "string_type": 'a text in quotes is needed: "..."',
-    "tuple_type": "a list is needed: [..., ...]",
-    "dict_type": "a table is needed: { name = value }",
-    "model_type": "a section with keys is needed",
-    "model_attributes_type": "a section with keys is needed",
-    "dataclass_type": "a table is needed: { name = value }",
+_BRANCHES = ("float", "int", "str", "bool")
+_WANTED = {
+    "float_type": "a number",
+    "finite_number": "a finite number",
+    "int_type": "a whole number",
+    "int_from_float": "a whole number",
+    "bool_type": "true or false",
+    "string_type": 'a text in quotes, "...",',
+    "tuple_type": "a list [...]",
+    "dict_type": "a table { name = value }",
+    "model_type": "a section with keys",
+    "model_attributes_type": "a section with keys",
+    "dataclass_type": "a table { name = value }",
 }
 
 
@@ -32,7 +33,7 @@ def sentence(problems: Sequence[Problem], tree: Any, record: Any, kinds: Mapping
 
     ``kinds`` are the records of [[solve]] entries by their name.
     """
-    paths = [_path(problem, kinds) for problem in problems]
+    paths = [_path(problem, tree, kinds) for problem in problems]
     # A value that may be one of several types has a problem for each: only the ones deepest in it are about what was written.
     told = [(path, p) for path, p in zip(paths, problems, strict=True) if not any(len(o) > len(path) and o[: len(path)] == path for o in paths)]
     # An unknown key says more than the missing one beside it.
@@ -42,10 +43,18 @@ def sentence(problems: Sequence[Problem], tree: Any, record: Any, kinds: Mapping
     return _sentence(first, problem, alike, tree, record, kinds) + (f" (and {others} more)" if others else "")
 
 
-def _path(problem: Problem, kinds: Mapping[str, Any]) -> tuple[str, ...]:
+def _path(problem: Problem, tree: Any, kinds: Mapping[str, Any]) -> tuple[str, ...]:
     """Where it is in the recipe: without the branches that are pydantic's and not the user's."""
-    parts = (str(part) for part in problem["loc"])
-    return tuple(part for part in parts if part not in kinds and "[" not in part and part not in ("float", "int", "str", "bool"))
+    path: list[str] = []
+    for part in problem["loc"]:
+        try:
+            tree = tree[part]
+        except (KeyError, IndexError, TypeError):
+            if part in kinds or part in _BRANCHES or "[" in str(part):
+                continue
+            tree = None
+        path.append(str(part))
+    return tuple(path)
 
 
 def _sentence(path: tuple[str, ...], problem: Problem, alike: Sequence[Problem], tree: Any, record: Any, kinds: Mapping[str, Any]) -> str:
@@ -63,21 +72,19 @@ def _sentence(path: tuple[str, ...], problem: Problem, alike: Sequence[Problem],
         return f"{name}: {text}" if path else text
     if path == ("solve",) and isinstance(found, dict):
         return "solve: a stage has two brackets: write [[solve]] and not [solve]"
-    wanted = dict.fromkeys(_needed(p) for p in alike)
-    return f"{name} = {_shown(found)}: {', or '.join(text.removesuffix(' is needed') for text in wanted)} is needed"
+    wanted = dict.fromkeys(_wanted(p) for p in alike)
+    return f"{name} = {_shown(found)}: {', or '.join(wanted)} is needed"
 
 
-def _needed(problem: Problem) -> str:
-    """What should stand there, ending in "is needed"."""
+def _wanted(problem: Problem) -> str:
+    """What should stand there."""
     kind, context = problem["type"], problem.get("ctx", {})
     if kind == "literal_error":
-        return f"one of {context['expected']} is needed"
+        return f"one of {context['expected']}"
     if kind in ("too_long", "too_short"):
-        return f"a list of {context.get('max_length', context.get('min_length'))} values is needed"
-    if kind == "missing_argument":
-        return "another value is needed"
+        return f"a list of {context.get('max_length', context.get('min_length'))} values"
     # pydantic's own words for the rest: "Input should be ..."
-    return _NEEDED.get(kind) or problem["msg"].removeprefix("Input should be ") + " is needed"
+    return _WANTED.get(kind) or problem["msg"].removeprefix("Input should be ")
 
 
 def _shown(value: Any) -> str:
@@ -93,15 +100,21 @@ def suggestion(key: str, names: Sequence[str]) -> str:
 
 def _known_keys(parents: Sequence[str], tree: Any, record: Any, kinds: Mapping[str, Any]) -> list[str]:
     """Names that the record at this place of the recipe has."""
+    if record in kinds.values():
+        record = _of_kind(tree, record, kinds)
     for name in parents:
-        tree = tree[int(name)] if isinstance(tree, list) else tree.get(name, {})
-        if name == "solve":
+        if isinstance(tree, list):
+            tree = tree[int(name)]
+            record = _of_kind(tree, record, kinds)
             continue
-        if name.isdigit():
-            record = kinds.get(tree.get("kind", ""), record)
-            continue
-        hint = get_type_hints(record)[name]
-        record = next((option for option in get_args(hint) if option is not type(None)), hint)
-    if isinstance(tree, dict) and tree.get("kind") in kinds:
-        record = kinds[tree["kind"]]
+        tree = tree[name]
+        if name != "solve":
+            hint = get_type_hints(record)[name]
+            record = next((option for option in get_args(hint) if option is not type(None)), hint)
     return [f.name for f in fields(record)] if is_dataclass(record) else list(getattr(record, "model_fields", ()))
+
+
+def _of_kind(stage: Any, record: Any, kinds: Mapping[str, Any]) -> Any:
+    """The record that a [[solve]] entry names."""
+    kind = stage.get("kind") if isinstance(stage, dict) else None
+    return kinds.get(kind, record) if isinstance(kind, str) else record

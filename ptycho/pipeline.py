@@ -121,8 +121,11 @@ def _carry_out(job: Job, prepared: _Prepared) -> Result:
     for warning in dict.fromkeys((*job.data.warnings, *data.warnings)):
         logger.warning(warning)
     logger.info(_summary(data, model))
-    with _memory_told():
-        history = _solve(job, recipe, model, Patterns(data, job.device))
+    try:
+        with _memory_told():
+            history = _solve(job, recipe, model, Patterns(data, job.device))
+    finally:
+        torch.set_flush_denormal(False)  # solvers set it; the caller's own arithmetic is none of their business
     geometry = data.geometry
     return Result.of(model, history, recipe.text(), geometry.voltage_kV, geometry.semiangle_mrad, geometry.aberrations)
 

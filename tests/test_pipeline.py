@@ -85,6 +85,13 @@ def test_same_seed_same_result_and_other_seed_another(data: ptycho.Dataset4D) ->
     assert not np.array_equal(reconstruct(data, solve={"kind": "gradient", "epochs": 1, "batch": 8, "seed": 1}).object, first.object)
 
 
+def test_the_callers_arithmetic_is_left_alone(data: ptycho.Dataset4D) -> None:
+    threads = torch.get_num_threads()
+    reconstruct(data, epochs=1)
+    assert torch.get_num_threads() == threads
+    assert torch.tensor(1e-310, dtype=torch.float64) * 0.5 > 0  # denormal numbers
+
+
 def test_stages(data: ptycho.Dataset4D) -> None:
     result = reconstruct(data, solve=[ptycho.EPIE(epochs=1), {"kind": "mixed_state", "epochs": 2, "modes": 2}])
     assert [(r.stage, r.kind, r.epoch) for r in result.history] == [(0, "epie", 1), (1, "mixed_state", 2), (1, "mixed_state", 3)]

@@ -12,8 +12,9 @@ from ptycho.constraint import Constraints
 from ptycho.errors import DivergedError, RecipeError
 from ptycho.solvers import EPIE, Gradient, MixedState, Updates
 
-FREE = Constraints()  # the textbook has no constraints
-BOTH = Updates(object=1, probe=1)
+FREE = Constraints()
+#: What the textbook does: one pattern at a time, object and probe together, constant steps, no constraints.
+PLAIN = {"object_step": (1.0, 1.0), "probe_step": 1.0, "batch": 1, "loss": "amplitude", "update": Updates(object=1, probe=1), "constraints": FREE}
 
 
 def exact(**options):
@@ -63,8 +64,7 @@ def test_the_engines_are_the_published_ones(case, modes):
     model = exact(modes=modes, seed=1)  # not empty: where the model is dark the direction of the step is not defined
     model.object.transmission.data *= 0.9
     start = copy.deepcopy(model)
-    settings = {"object_step": (1.0, 1.0), "probe_step": 1.0, "batch": 1, "epochs": 2, "loss": "amplitude", "update": BOTH, "constraints": FREE, **ours}
-    solve(EPIE(**settings), model, counts)
+    solve(EPIE(**{**PLAIN, "epochs": 2, **ours}), model, counts)
     order = hilbert_order(model.positions.value_px.detach().numpy())
     plan = np.concatenate([np.concatenate(stratified_batches(order, 1, 0, epoch)) for epoch in (1, 2)])
     o, p = textbook(start, counts.numpy(), plan, **theirs)
@@ -79,8 +79,7 @@ def test_mixed_state_is_mixed_epie_with_orthogonal_sorted_modes():
     model = exact(modes=3, seed=1)
     model.positions = type(model.positions)(model.positions.value_px.detach()[:1])
     start = copy.deepcopy(model)
-    options = {"object_step": (1.0, 1.0), "probe_step": 1.0, "batch": 1, "epochs": 1, "loss": "amplitude", "update": BOTH, "constraints": FREE}
-    solve(MixedState(modes=3, **options), model, counts)
+    solve(MixedState(modes=3, epochs=1, **PLAIN), model, counts)
     o, p = textbook(start, counts.numpy(), [0])
     np.testing.assert_allclose(model.object.transmission.detach().numpy()[0, 0], o, rtol=0, atol=1e-10)
     # The modes are turned among themselves: what they have in common is their density matrix.
@@ -104,7 +103,8 @@ def test_mixed_state_seeds_modes_and_keeps_the_power():
 def test_momentum_speeds_epie_up():
     truth = make()
     counts = counts_of(truth)
-    plain, fast = (solve(EPIE(epochs=4, update=Updates(probe=0), **o), empty(truth), counts)[-1] for o in ({}, {"momentum": 0.7, "momentum_every": 4}))
+    options = ({}, {"momentum": 0.7, "momentum_every": 4})
+    plain, fast = (solve(EPIE(epochs=4, update=Updates(probe=0), **o), empty(truth), counts)[-1] for o in options)
     assert fast < plain
 
 
@@ -220,7 +220,8 @@ def test_what_is_not_due_stays(optimizer):
     counts = counts_of(truth)
     model = empty(truth)
     before = leaves(copy.deepcopy(model))
-    states = [copy.deepcopy(leaves(model)) for _ in Gradient(optimizer=optimizer, epochs=3, update=Updates(object=1, probe=2, positions=3)).run(model, Counts(counts))]
+    solver = Gradient(optimizer=optimizer, epochs=3, update=Updates(object=1, probe=2, positions=3))
+    states = [copy.deepcopy(leaves(model)) for _ in solver.run(model, Counts(counts))]
     for number, first in enumerate((1, 2, 3)):
         for epoch, state in enumerate(states, start=1):
             assert torch.equal(state[number], before[number]) == (epoch < first), (number, epoch)

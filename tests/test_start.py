@@ -163,7 +163,7 @@ def test_an_object_from_a_file_gives_its_patterns_again(options, step_A, toleran
     where = geometry(step_A=step_A)
     earlier = put_specimen(model_of(where), where)
     earlier.object.transmission.data *= 0.97
-    known = Known(object=earlier.object.transmission.detach().numpy(), object_pixel_A=earlier.pixel_A, object_origin_A=tuple(origin_A(earlier, where)))
+    known = Known(object=earlier.object.transmission.detach().numpy(), object_pixel_A=earlier.pixel_A, object_origin_A=origin_A(earlier, where))
     part = Geometry(80.0, 25.0, 0.1, (32, 32), where.positions_A[5:], where.aberrations)  # a smaller scan of the same place
     again = patterns(model_of(part, ModelOptions(**options), known))
     assert difference(again, patterns(earlier)[5:]) < tolerance
@@ -176,7 +176,7 @@ def test_slices_from_a_file_stay_or_are_shared_out_by_thickness():
     three = model_of(where, ModelOptions(slices=3, slice_thickness_A=(4.0, 10.0, 6.0)))
     phase = torch.rand(three.object.transmission.shape, generator=torch.Generator().manual_seed(0))
     three.object.transmission.data.copy_(torch.polar(torch.ones_like(phase), phase))
-    known = Known(object=three.object.transmission.detach().numpy(), object_pixel_A=three.pixel_A, object_origin_A=tuple(origin_A(three, where)))
+    known = Known(object=three.object.transmission.detach().numpy(), object_pixel_A=three.pixel_A, object_origin_A=origin_A(three, where))
     same = model_of(where, ModelOptions(slices=3, slice_thickness_A=(4.0, 10.0, 6.0)), known)
     torch.testing.assert_close(same.object.transmission.angle(), phase, rtol=1e-3, atol=1e-3)
     two = model_of(where, ModelOptions(slices=2, slice_thickness_A=(15.0, 5.0)), known).object.transmission.angle()
