@@ -41,12 +41,34 @@ class Constraint:
 
 @dataclass(frozen=True)
 class PositivePhase(Constraint):
-    """Phase >= 0 in every slice: atoms only add to the projected potential, and the vacuum is the zero."""
+    """Phase >= 0 in every slice: atoms only add to the projected potential.
+
+    ``mean_phase_rad`` m is what a pixel is expected to hold: a prior exp(-phase / m), one count of evidence against dose; it fades as
+    the dose rises, and 0 leaves it out. The zero of the phase is free (a constant phase is not seen by any detector): with the prior it
+    is put where clipping noise costs as much as the prior gains, so that a specimen without vacuum keeps its contrast.
+    """
+
+    mean_phase_rad: float = 0.2
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if not self.mean_phase_rad >= 0:
+            raise RecipeError(f"positive_phase mean_phase_rad = {self.mean_phase_rad}: a phase in rad, or 0 for no prior, is needed")
 
     def apply(self, model: Ptychography) -> None:
         """Negative phases become zero, the amplitude stays."""
         transmission = model.object.transmission.data
-        transmission.copy_(torch.where(transmission.imag < 0, _as_complex(transmission.abs()), transmission))
+        if self.mean_phase_rad > 0:
+            light = model.illumination()
+            scanned = light > 0.5 * light.max()
+            # Clipping costs (zero - phase)^2 light / 2 in log-likelihood per pixel, the prior gains zero / m: equal slopes.
+            allowed = 1 / (light[scanned].mean() * self.mean_phase_rad)
+            for slice_ in transmission.flatten(0, 1):
+                zero = _zero_level(_unwrapped(slice_[scanned]), allowed).clamp(max=0)
+                slice_.mul_(torch.complex(torch.cos(zero), -torch.sin(zero)))
+        # Beyond -pi/2 it is no noise about zero but a phase of more than pi, wrapped.
+        negative = (transmission.imag < 0) & (transmission.real > 0)
+        transmission.copy_(torch.where(negative, _as_complex(transmission.abs()), transmission))
 
 
 @dataclass(frozen=True)
@@ -173,3 +195,18 @@ def normalise(transmission: Tensor) -> None:
 
 def _as_complex(real: Tensor) -> Tensor:
     return torch.complex(real, torch.zeros_like(real))
+
+
+def _unwrapped(transmission: Tensor) -> Tensor:
+    """Phase in (-pi/2, 3 pi/2]: strong positive phases stay above the weak ones."""
+    phase = torch.angle(transmission)
+    return torch.where(phase < -torch.pi / 2, phase + 2 * torch.pi, phase)
+
+
+def _zero_level(phase: Tensor, allowed: Tensor) -> Tensor:
+    """The level below which the phases (N,) lack ``allowed`` on average: mean of max(level - phase, 0) = allowed."""
+    ordered = torch.sort(phase).values
+    rank = torch.arange(len(ordered), device=phase.device)
+    lack = rank * ordered - torch.cumsum(ordered, 0) + ordered
+    k = (lack <= allowed * len(ordered)).sum() - 1
+    return ordered[k] + (allowed * len(ordered) - lack[k]) / (k + 1)

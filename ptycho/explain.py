@@ -23,7 +23,7 @@ _WANTED = {
     "tuple_type": "a list [...]",
     "dict_type": "a table { name = value }",
     "model_type": "a section with keys",
-    "model_attributes_type": "a section with keys",
+    "model_attributes_type": "a table with keys",
     "dataclass_type": "a table { name = value }",
 }
 

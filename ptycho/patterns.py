@@ -41,8 +41,9 @@ class Patterns:
         """Counts (B, ky, kx) of the positions ``index``, in a buffer that the next call overwrites."""
         if self._resident is None:
             return self._read(index.cpu().numpy()).to(self.device)
-        out = self._buffer.resize_(len(index), *self.shape)
-        return torch.index_select(self._resident, 0, index, out=out)
+        if len(self._buffer) < len(index):
+            self._buffer = self._resident.new_empty(len(index), *self.shape)
+        return torch.index_select(self._resident, 0, index, out=self._buffer[: len(index)])
 
     def least(self, loss: Loss, mask: Tensor) -> float:
         """The summed loss of a perfect model, so that the difference is half the deviance."""

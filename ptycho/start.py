@@ -168,7 +168,7 @@ def _probe(geometry: Geometry, options: ModelOptions, size: int, pixel_A: float,
     elif known.vacuum is not None:
         wave = _probe_from_vacuum(geometry, known.vacuum, size, pixel_A, options.oversample)[None]
     else:
-        wave = probe_wave(size, pixel_A, geometry.wavelength_A, geometry.semiangle_mrad, geometry.aberrations, options.aperture_edge_px)[None]
+        wave = probe_wave(size, pixel_A, geometry.wavelength_A, geometry.semiangle_mrad, geometry.aberrations, options.aperture_edge_px * options.oversample)[None]
     wave = wave * math.sqrt(electrons) / torch.linalg.vector_norm(wave)
     return seed_modes(wave, options.probe_modes).to(torch.complex64)
 

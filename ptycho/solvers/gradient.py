@@ -15,7 +15,7 @@ from ptycho.errors import RecipeError
 from ptycho.model import Ptychography
 from ptycho.patterns import Patterns
 from ptycho.solvers.base import Due, Epoch, Settings, default_constraints, run
-from ptycho.solvers.refine import Refinement, illumination
+from ptycho.solvers.refine import Refinement
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -35,7 +35,6 @@ class Gradient(Settings):
     memory: tuple[float, float] = (0.1, 1.0)
     probe_step: float = 0.3
     illumination_floor: float = 0.05
-    mean_phase_rad: float = 0.2
     lr: float = 5e-3
     lr_probe: float = 0.02
     lr_positions: float = 0.02
@@ -66,13 +65,14 @@ class Nesterov:
         self.refinement = Refinement(self.model, engine.loss.natural_step)
         constraints = settings.constraints if settings.constraints is not None else default_constraints(engine.loss)
         self.pure_phase = constraints.pure_phase is not None
+        self.mean_phase = constraints.positive_phase.mean_phase_rad if constraints.positive_phase is not None else 0.0
 
     def start_epoch(self, epoch: int, due: Due) -> None:
         """The illumination changes slowly: one map, and one step length, serve an epoch."""
         s, self.due = self.settings, due
         progress = (epoch - 1) / max(1, s.epochs - 1)
         self.memory = s.memory[0] ** (1 - progress) * s.memory[1] ** progress
-        light = illumination(self.model)
+        light = self.model.illumination()
         # Patterns per pass over the patterns in a batch, times the batch's share of the light, is one pass: the batch size cancels.
         self.scale = self.engine.loss.natural_step / (light + s.illumination_floor * light.max()) / self.model.object.transmission.shape[1]
 
@@ -104,8 +104,9 @@ class Nesterov:
         s, (rows, columns) = self.settings, box
         transmission = self.model.object.transmission.data[..., rows, columns]
         velocity = self.velocity[..., rows, columns]
-        if s.mean_phase_rad > 0:
-            gradient.add_(transmission, alpha=0.5j / s.mean_phase_rad)
+        if self.mean_phase > 0:
+            # The slope of phase / mean_phase, the prior of the positive phase.
+            gradient.add_(transmission, alpha=0.5j / self.mean_phase)
         gradient.mul_(self.scale[rows, columns])
         velocity.mul_(s.momentum).add_(gradient)
         transmission.add_(gradient.add_(velocity, alpha=s.momentum), alpha=-step)
@@ -139,6 +140,9 @@ class TorchOptimizer:
             parameter.requires_grad_(learned)
         model.detector.background.requires_grad_(False)
         groups: list[dict[str, Any]] = [{"params": [p], "lr": lr} for p, learned, lr in rates if learned]
+        if not groups:
+            self.optimizer = None
+            return
         kind = getattr(torch.optim, self.settings.optimizer)
         if self.settings.optimizer == "LBFGS":
             # It takes one group and one step length; the line search makes up for the different scales.
@@ -148,7 +152,8 @@ class TorchOptimizer:
 
     def batch(self, index: Tensor, counts: Tensor) -> Tensor:
         """One optimiser step; the loss is scaled to one electron per pixel so that every optimiser's epsilon makes sense."""
-        assert self.optimizer is not None
+        if self.optimizer is None:
+            return likelihood(self.engine, index, counts).detach().double()
         losses: list[Tensor] = []
         scale = 1 / counts.numel()
 

@@ -162,17 +162,3 @@ class Refinement:
         damping = 1e-2 * matrix.trace() / len(scalars) + 1e-30
         held = self._inverses[name] = torch.linalg.inv(matrix + damping * torch.eye(len(scalars), dtype=matrix.dtype, device=matrix.device))
         return held
-
-
-def illumination(model: Ptychography) -> Tensor:
-    """Electrons that fall on each pixel of the object during a pass, (y, x): sum over positions and modes of |P(r - R)|^2."""
-    size = model.size
-    intensity = model.probe.wave.detach().abs().square().sum(0)
-    canvas = torch.zeros(model.object.transmission.shape[-2:], dtype=intensity.dtype, device=intensity.device)
-    index = torch.arange(len(model.positions.value_px), device=intensity.device)
-    corners, _ = model.positions.split(index, size)
-    counts = torch.zeros_like(canvas)
-    counts.index_put_((corners[:, 0], corners[:, 1]), torch.ones_like(corners[:, 0], dtype=canvas.dtype), accumulate=True)
-    # The sum over windows is a convolution of the corners with the probe's intensity; corners leave room for a window, so nothing wraps.
-    product = torch.fft.rfft2(counts) * torch.fft.rfft2(intensity, s=canvas.shape)
-    return torch.fft.irfft2(product, s=canvas.shape).clamp_min_(0)
