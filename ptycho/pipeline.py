@@ -121,11 +121,8 @@ def _carry_out(job: Job, prepared: _Prepared) -> Result:
     for warning in dict.fromkeys((*job.data.warnings, *data.warnings)):
         logger.warning(warning)
     logger.info(_summary(data, model))
-    try:
-        with _memory_told():
-            history = _solve(job, recipe, model, Patterns(data, job.device))
-    finally:
-        torch.set_flush_denormal(False)  # solvers set it; the caller's own arithmetic is none of their business
+    with _memory_told():
+        history = _solve(job, recipe, model, Patterns(data, job.device))
     geometry = data.geometry
     return Result.of(model, history, recipe.text(), geometry.voltage_kV, geometry.semiangle_mrad, geometry.aberrations)
 

@@ -16,9 +16,8 @@ from pathlib import Path
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from torch import Tensor
 
-from ptycho.aberrations import Aberrations, parse_aberrations
+from ptycho.aberrations import parse_aberrations
 from ptycho.detector import Detector
 from ptycho.errors import OutputError, RecipeError
 from ptycho.geometry import raster_positions_A, wavelength_A
@@ -26,7 +25,7 @@ from ptycho.io import write_empad, write_hdf5
 from ptycho.io.empad import typical_adu_per_electron
 from ptycho.model import Positions, Ptychography
 from ptycho.multislice import Object
-from ptycho.optics import aberration_phase, aperture, frequency_grid
+from ptycho.optics import probe_wave
 from ptycho.probe import Probe
 from ptycho.propagator import Propagator
 from ptycho.specimen import MONOLAYERS, STRONTIUM_TITANATE_A, monolayer, phase_slices, strontium_titanate
@@ -179,7 +178,8 @@ def forward_model(
     wavelength = wavelength_A(simulation.voltage_kV)
     # A slice acts in its middle, half a slice below the entrance surface: there the underfocus is that much smaller.
     terms = parse_aberrations({"defocus_A": simulation.defocus_A - thickness[0] / 2})
-    wave = _probe_wave(size, pixel_A, wavelength, simulation.semiangle_mrad, terms) * math.sqrt(simulation.electrons_per_pattern)
+    # The aperture's edge is one detector pixel wide: a sharper one falls between the samples of a pixel and the electrons do not add up.
+    wave = probe_wave(size, pixel_A, wavelength, simulation.semiangle_mrad, terms, _OVERSAMPLE) * math.sqrt(simulation.electrons_per_pattern)
     tilt = torch.tensor([simulation.tilt_mrad], dtype=torch.float32) * 1e-3
     model = Ptychography(
         Object(transmission),
@@ -202,19 +202,6 @@ def expected_patterns(model: Ptychography, progress: Progress | None = None) -> 
             if progress is not None:
                 progress(int(index[-1]) + 1, n)
     return patterns
-
-
-def _probe_wave(size: int, pixel_A: float, wavelength_A: float, semiangle_mrad: float, terms: Aberrations) -> Tensor:
-    """Probe of unit power, complex (y, x), centred at ``size // 2``: as ``optics.probe_wave``, with the intensity's edge straight.
-
-    The disk then has the area of the aperture. The edge is one detector pixel wide: a sharper one falls between the samples of a pixel,
-    and the electrons no longer add up.
-    """
-    ky, kx = frequency_grid(size, pixel_A)
-    amplitude = aperture(ky, kx, semiangle_mrad * 1e-3 / wavelength_A, _OVERSAMPLE / (size * pixel_A)).sqrt()
-    spectrum = torch.polar(amplitude, -aberration_phase(terms, ky, kx, wavelength_A))
-    wave = torch.fft.fftshift(torch.fft.ifft2(spectrum, norm="ortho"))
-    return torch.as_tensor(wave / torch.linalg.vector_norm(wave))
 
 
 def _specimen(simulation: Simulation, field_A: float, atoms: NDArray[np.float64] | None) -> tuple[NDArray[np.float64], NDArray[np.float64]]:

@@ -159,16 +159,16 @@ def _probe(geometry: Geometry, options: ModelOptions, size: int, pixel_A: float,
     depth = sum(options.thicknesses_A[:-1])
     diameter, window_A = probe_diameter_A(geometry, depth), size * pixel_A
     if diameter > window_A and known.probe is None:
-        raise RecipeError(
-            f"the probe is {diameter:.0f} Å wide and the window {window_A:.0f} Å: bin less, or simulate a wider one with "
-            f"oversample = {math.ceil(1.2 * diameter / window_A * options.oversample)} in [model], or check defocus_A"
-        )
+        wider = math.ceil(1.2 * diameter / window_A * options.oversample)
+        remedy = f", or simulate a wider one with oversample = {wider} in [model]" if wider <= 4 else ""
+        raise RecipeError(f"the probe is {diameter:.0f} Å wide and the window {window_A:.0f} Å: check defocus_A, bin less{remedy}")
     if known.probe is not None:
         wave = _resample_probe(torch.from_numpy(known.probe), size, known.probe_pixel_A, pixel_A)
     elif known.vacuum is not None:
         wave = _probe_from_vacuum(geometry, known.vacuum, size, pixel_A, options.oversample)[None]
     else:
-        wave = probe_wave(size, pixel_A, geometry.wavelength_A, geometry.semiangle_mrad, geometry.aberrations, options.aperture_edge_px * options.oversample)[None]
+        edge = options.aperture_edge_px * options.oversample
+        wave = probe_wave(size, pixel_A, geometry.wavelength_A, geometry.semiangle_mrad, geometry.aberrations, edge)[None]
     wave = wave * math.sqrt(electrons) / torch.linalg.vector_norm(wave)
     return seed_modes(wave, options.probe_modes).to(torch.complex64)
 

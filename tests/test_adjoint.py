@@ -17,7 +17,9 @@ from ptycho.propagator import Propagator
 SIZE, COUNT = 24, 7
 
 
-def small_model(states: int = 1, slices: int = 1, modes: int = 1, tilts: int = 1, oversample: int = 1, shape: tuple[int, int] = (SIZE, SIZE)) -> Ptychography:
+def small_model(
+    states: int = 1, slices: int = 1, modes: int = 1, tilts: int = 1, oversample: int = 1, shape: tuple[int, int] = (SIZE, SIZE)
+) -> Ptychography:
     """A random model in float64 with everything non-trivial."""
     random = torch.Generator().manual_seed(7)
 

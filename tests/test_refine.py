@@ -8,7 +8,6 @@ import torch
 from small import correlation, counts_of, empty, make, solve, summed_phase
 
 from ptycho.solvers import EPIE, Gradient, Updates
-from ptycho.solvers.refine import illumination
 
 
 def rms(shift):
@@ -135,5 +134,5 @@ def test_illumination_is_the_sum_over_positions():
     corners, _ = model.positions.split(torch.arange(12), model.size)
     for y, x in corners.tolist():
         light[y : y + 32, x : x + 32] += model.probe.wave.detach().abs().square().sum(0)
-    torch.testing.assert_close(illumination(model), light, rtol=1e-9, atol=1e-9 * light.max().item())
+    torch.testing.assert_close(model.illumination(), light, rtol=1e-9, atol=1e-9 * light.max().item())
     assert math.isclose(light.sum().item(), 12e5, rel_tol=1e-9)

@@ -140,7 +140,7 @@ def test_every_loss_can_be_lowered(loss):
 
 def test_a_perfect_model_has_no_loss_and_stays():
     truth = make(scan=(5, 5))
-    for solver in (Gradient(epochs=2, mean_phase_rad=0.0), EPIE(epochs=2)):
+    for solver in (Gradient(epochs=2, constraints=Constraints()), EPIE(epochs=2)):
         model = copy.deepcopy(truth)
         assert max(solve(solver, model, counts_of(truth))) < 1e-4
         assert (model.object.transmission - truth.object.transmission).abs().max() < 1e-2
