@@ -35,9 +35,9 @@ def data_set(folder: Path) -> ptycho.Dataset4D:
     )  # fmt: skip
 
 
-def passes(data: ptycho.Dataset4D, modes: int, slices: int, batch: int, epochs: int, threads: int) -> list[float]:
+def passes(data: ptycho.Dataset4D, modes: int, slices: int, batch: int, epochs: int, threads: int, pixel_area: bool) -> list[float]:
     """Seconds of each pass."""
-    options = ModelOptions(probe_modes=modes, slices=slices, slice_thickness_A=2.0)
+    options = ModelOptions(probe_modes=modes, slices=slices, slice_thickness_A=2.0, pixel_area=pixel_area)
     model = start(data.geometry, options, data.survey().mean_electrons, data.mask)
     patterns = Patterns(data, torch.device("cpu"))
     solver = Gradient(epochs=epochs, batch=batch, update=Updates(probe=1))
@@ -71,14 +71,15 @@ def main() -> None:
     parser.add_argument("folder", type=Path)
     for name, value in (("modes", 1), ("slices", 1), ("batch", 32), ("epochs", 6), ("threads", 2)):
         parser.add_argument(f"--{name}", type=int, default=value)
+    parser.add_argument("--point-pixels", action="store_true", help="no integration over the pixel area, as in the packages that lack it")
     a = parser.parse_args()
     data = data_set(a.folder)
-    seconds = passes(data, a.modes, a.slices, a.batch, a.epochs, a.threads)
+    seconds = passes(data, a.modes, a.slices, a.batch, a.epochs, a.threads, not a.point_pixels)
     alone = transforms(4 * a.modes * a.slices * data.n_positions, data.pattern_shape[0], a.threads)
     print(
         json.dumps(
             {"package": "ptycho", "version": ptycho.__version__, "torch": torch.__version__, "modes": a.modes, "slices": a.slices,
-             "batch": a.batch, "threads": a.threads, "seconds_per_pass": seconds, "transforms_alone": alone}
+             "batch": a.batch, "threads": a.threads, "pixel_area": not a.point_pixels, "seconds_per_pass": seconds, "transforms_alone": alone}
         )
     )  # fmt: skip
 

@@ -111,7 +111,10 @@ class Likelihood:
         states, slices = transmission.shape[:2]
         shape = (len(corners), states, slices, size, size)
         patches = self._shared.take("object", shape, transmission) if wants.object else None
-        batch = _Batch(corners, counts, spectrum, shift_ramps(offsets, size), self._kernels(tilt), tilt, patches, wants)
+        # The transforms below are not normalised; the factors that make them unitary are in the ramps (1 / size), the kernels and the
+        # detector's slope (1 / size^2 each): no pass over a wave is spent on scaling.
+        ramp_y, ramp_x = shift_ramps(offsets, size)
+        batch = _Batch(corners, counts, spectrum, (ramp_y / size, ramp_x), self._kernels(tilt), tilt, patches, wants)
         chunks = [slice(start, min(start + self.chunk, len(corners))) for start in range(0, len(corners), self.chunk)]
         if self._pool is None:
             partials = [self._work(self._spaces[0], batch, chunks)]
@@ -126,14 +129,16 @@ class Likelihood:
             self._pool.shutdown()
 
     def _kernels(self, tilt: Tensor) -> Tensor:
-        """exp(i kappa dz) of each gap, (slices - 1, 1 or B, y, x)."""
+        """exp(i kappa dz) / size^2 of each gap, (slices - 1, 1 or B, y, x)."""
         p = self.model.propagator
+        if len(p.thickness_A) == 1:
+            return self.model.probe.wave.new_empty(0)
         kappa = propagation_phase(p.ky, p.kx, p.wavelength_A, tilt)
         angle = p.thickness_A[:-1, None, None, None] * kappa
-        return torch.complex(torch.cos(angle), torch.sin(angle)).mul_(p.pass_band)
+        return torch.complex(torch.cos(angle), torch.sin(angle)).mul_(p.pass_band / self.model.size**2)
 
     def _work(self, space: Workspace, batch: _Batch, chunks: list[slice]) -> _Partial:
-        with torch.no_grad():
+        with torch.inference_mode():
             real = self.model.detector.mask
             partial = _Partial(torch.zeros((), dtype=torch.float64, device=self.device))
             if batch.wants.probe:
@@ -153,20 +158,18 @@ class Likelihood:
         patches = self._gather(space, batch, chunk)
         entrance = torch.mul(batch.spectrum, ramp[:, None], out=self._take(space, "entrance", batch, chunk, modes=True))[:, None]
         waves, spectra = self._forward(space, batch, chunk, patches, entrance)
-        back = self._detect(space, batch, chunk, spectra[-1], partial)
-        back = torch.fft.fft2(back, norm="ortho", out=back)
+        # A transform into fresh memory is faster than one with out=, which copies.
+        back = torch.fft.fft2(self._detect(space, batch, chunk, spectra[-1], partial))
         for s in range(transmission.shape[1] - 1, -1, -1):
             if batch.object_patches is not None:
                 _sum_modes(waves[s], back, batch.object_patches[chunk, :, s])
             if s == 0 and not (batch.wants.probe or batch.wants.offsets):
                 return
-            back.mul_(patches[:, :, s, None])
-            torch.fft.ifft2(back, norm="ortho", out=back)
+            back = torch.fft.ifft2(back.mul_(patches[:, :, s, None]), norm="forward")
             if s > 0:
                 if batch.wants.propagation:
-                    self._propagation_gradient(space, batch, chunk, s - 1, spectra[s - 1], back, partial)
-                back.mul_(self._kernel(batch, chunk, s - 1))
-                torch.fft.fft2(back, norm="ortho", out=back)
+                    self._propagation_gradient(batch, chunk, s - 1, spectra[s - 1], back, partial)
+                back = torch.fft.fft2(back.mul_(self._kernel(batch, chunk, s - 1)))
         self._entrance_gradient(batch, chunk, ramp, entrance, back, partial)
 
     def _forward(self, space: Workspace, batch: _Batch, chunk: slice, patches: Tensor, entrance: Tensor) -> tuple[list[Tensor], list[Tensor]]:
@@ -175,28 +178,25 @@ class Likelihood:
         The spectra of inner slices are kept only when the derivatives of the propagator need them.
         """
         slices = patches.shape[2]
-        waves = [torch.fft.ifft2(entrance, norm="ortho", out=self._take(space, "wave0", batch, chunk, modes=True)[:, None])]
-        spectra = []
+        waves, spectra = [torch.fft.ifft2(entrance, norm="forward")], []
+        product = self._take(space, "product", batch, chunk, states=True)
         for s in range(slices):
-            last = s == slices - 1
-            name = "exit" if last else (f"spectrum{s}" if batch.wants.propagation else "inner")
-            spectrum = self._take(space, name, batch, chunk, states=True)
-            torch.mul(waves[s], patches[:, :, s, None], out=spectrum)
-            torch.fft.fft2(spectrum, norm="ortho", out=spectrum)
-            spectra.append(spectrum)
-            if not last:
-                spectrum.mul_(self._kernel(batch, chunk, s))
-                waves.append(torch.fft.ifft2(spectrum, norm="ortho", out=self._take(space, f"wave{s + 1}", batch, chunk, states=True)))
+            spectrum = torch.fft.fft2(torch.mul(waves[s], patches[:, :, s, None], out=product))
+            if s == slices - 1 or batch.wants.propagation:
+                spectra.append(spectrum)
+            if s < slices - 1:
+                waves.append(torch.fft.ifft2(spectrum.mul_(self._kernel(batch, chunk, s)), norm="forward"))
         return waves, spectra
 
     def _detect(self, space: Workspace, batch: _Batch, chunk: slice, exit_wave: Tensor, partial: _Partial) -> Tensor:
         """Loss of the chunk; the exit wave is overwritten by d loss / d (exit wave) = slope * conj(exit wave) and returned."""
         model = self.model
+        unit = 1 / model.size**2
         intensity = self._take(space, "intensity", batch, chunk, real=True).zero_()
         for state, weight in enumerate(model.object.occupancy.tolist()):
             for mode in range(exit_wave.shape[2]):
-                wave = exit_wave[:, state, mode]
-                intensity.addcmul_(wave.real, wave.real, value=weight).addcmul_(wave.imag, wave.imag, value=weight)
+                real, imaginary = torch.view_as_real(exit_wave[:, state, mode]).unbind(-1)
+                intensity.addcmul_(real, real, value=weight * unit).addcmul_(imaginary, imaginary, value=weight * unit)
         image = model.detector(intensity)
         counts = batch.counts[chunk]
         weight = model.detector.mask if self._masked else None
@@ -204,7 +204,7 @@ class Likelihood:
             measured = torch.isfinite(counts)
             counts = torch.nan_to_num(counts, nan=0.0)
             weight = measured * model.detector.mask
-        value, slope = self.loss.value(image, counts), self.loss.slope(image, counts)
+        value, slope = self.loss.evaluate(image, counts)
         if weight is not None:
             value.mul_(weight)
             slope.mul_(weight)
@@ -212,16 +212,16 @@ class Likelihood:
         if partial.background is not None:
             partial.background += slope.sum(0)
         slope = model.detector.adjoint(slope)
-        for state, occupancy in enumerate(model.object.occupancy.tolist()):
-            exit_wave[:, state].mul_((slope * occupancy if occupancy != 1 else slope)[:, None])
+        for state, weight in enumerate(model.object.occupancy.tolist()):
+            exit_wave[:, state].mul_((slope * (weight * unit))[:, None])
         return exit_wave.conj_physical_()
 
     def _propagation_gradient(
-        self, space: Workspace, batch: _Batch, chunk: slice, gap: int, spectrum: Tensor, back: Tensor, partial: _Partial
+        self, batch: _Batch, chunk: slice, gap: int, spectrum: Tensor, back: Tensor, partial: _Partial
     ) -> None:
         """Thickness and tilt: dL/dz = -2 sum kappa Im(back * spectrum), and likewise with k for the tangents of the tilt."""
         p = self.model.propagator
-        product = torch.mul(back, spectrum, out=self._take(space, "product", batch, chunk, states=True)).sum((1, 2)).imag
+        product = (back * spectrum).sum((1, 2)).imag
         tilt = batch.tilt if len(batch.tilt) == 1 else batch.tilt[chunk]
         kappa = propagation_phase(p.ky, p.kx, p.wavelength_A, tilt)
         assert partial.thickness is not None

@@ -39,35 +39,39 @@ def cut_windows(canvas: Tensor, corners: Tensor, out: Tensor) -> Tensor:
     size = out.shape[-1]
     if canvas.device.type != "cpu":
         return gather(canvas.flatten(0, 1), corners, size).unflatten(1, canvas.shape[:2])
-    windows = canvas.unfold(2, size, 1).unfold(3, size, 1)  # every window, as a view
-    for window, (y, x) in zip(out, corners.tolist(), strict=True):
-        window.copy_(windows[:, :, y, x])
-    return out
+    return torch.stack([_view(canvas, y, x, size, size) for y, x in corners.tolist()], out=out)
 
 
 def add_windows(canvas: Tensor, windows: Tensor, corners: Tensor, pool: Executor | None = None, workers: int = 1) -> None:
     """Add ``windows`` (N, states, slices, k, k) to ``canvas`` (states, slices, y, x) at ``corners`` (N, 2).
 
-    On the CPU each worker owns a band of rows and adds the windows in their order, so that the sum is the same, bit for bit, for any
+    On the CPU each worker owns some slices and adds the windows in their order, so that the sum is the same, bit for bit, for any
     number of workers; elsewhere see :func:`scatter_add`.
     """
     if canvas.device.type != "cpu":
         scatter_add(canvas, windows, corners)
         return
-    places, size, rows = corners.tolist(), windows.shape[-1], canvas.shape[-2]
+    places, size, slices = corners.tolist(), windows.shape[-1], canvas.shape[1]
 
-    def band(first: int, last: int) -> None:
+    def add(first: int) -> None:
         with torch.no_grad():
-            for window, (y, x) in zip(windows, places, strict=True):
-                low, high = max(first, y), min(last, y + size)
-                if low < high:
-                    canvas[:, :, low:high, x : x + size].add_(window[:, :, low - y : high - y])
+            for s in range(first, slices, workers):
+                part = canvas[:, s : s + 1]
+                for window, (y, x) in zip(windows[:, :, s : s + 1], places, strict=True):
+                    _view(part, y, x, size, size).add_(window)
 
-    if pool is None:
-        band(0, rows)
+    if pool is None or slices == 1:
+        for first in range(workers):
+            add(first)
         return
-    for job in [pool.submit(band, rows * w // workers, rows * (w + 1) // workers) for w in range(workers)]:
+    for job in [pool.submit(add, first) for first in range(workers)]:
         job.result()
+
+
+def _view(canvas: Tensor, y: int, x: int, height: int, width: int) -> Tensor:
+    """canvas[:, :, y : y + height, x : x + width] in one call: slicing twice would cost more than the copy of a small window."""
+    step = canvas.stride()
+    return canvas.as_strided((*canvas.shape[:2], height, width), step, canvas.storage_offset() + y * step[2] + x * step[3])
 
 
 def scatter_add(canvas: Tensor, patches: Tensor, corners: Tensor) -> None:

@@ -57,6 +57,8 @@ class Refinement:
     @torch.no_grad()
     def step(self, index: Tensor, found: Gradients, spectrum: Tensor, due: Due) -> None:
         """Move what is due along its gradient."""
+        if not (due.positions or due.tilt or due.thickness or due.aberrations):
+            return
         if self._batches % _EVERY == 0:
             self._inverses.clear()
         self._batches += 1
