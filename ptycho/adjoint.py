@@ -95,6 +95,8 @@ class Likelihood:
         self.workers = workers if self.device.type == "cpu" else 1
         self._pool = ThreadPoolExecutor(self.workers, initializer=torch.set_flush_denormal, initargs=(True,)) if self.workers > 1 else None
         self._spaces = [Workspace() for _ in range(self.workers)]
+        #: Whether the loss itself is formed; the gradients do not need it.
+        self.measures = True
         self._masked = bool((model.detector.mask != 1).any())
         self._shared = Workspace()
 
@@ -204,11 +206,12 @@ class Likelihood:
             measured = torch.isfinite(counts)
             counts = torch.nan_to_num(counts, nan=0.0)
             weight = measured * model.detector.mask
-        value, slope = self.loss.evaluate(image, counts)
+        if self.measures:
+            value = self.loss.value(image, counts)
+            partial.loss += (value if weight is None else value * weight).sum()
+        slope = self.loss.slope(image, counts)
         if weight is not None:
-            value.mul_(weight)
             slope.mul_(weight)
-        partial.loss += value.sum()
         if partial.background is not None:
             partial.background += slope.sum(0)
         slope = model.detector.adjoint(slope)

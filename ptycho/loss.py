@@ -70,14 +70,6 @@ class Loss:
         # The tiny number only matters where model and data are both zero, and there the wave it multiplies is zero as well.
         return 1 - torch.sqrt((counts + offset).clamp_min(0) / (intensity + offset).clamp_min(1e-20))
 
-    def evaluate(self, intensity: Tensor, counts: Tensor) -> tuple[Tensor, Tensor]:
-        """(value, slope) of each pixel at once; ``intensity`` may be overwritten. For Poisson without a pass over memory too many."""
-        if self.name != "poisson":
-            return self.value(intensity, counts), self.slope(intensity, counts)
-        model, data = intensity.add_(self.floor), counts + self.floor
-        value = torch.log(model).mul_(data).neg_().add_(model)
-        return value, data.div_(model).neg_().add_(1)
-
     @property
     def _offset(self) -> float:
         return 0.375 if self.name == "anscombe" else self.floor

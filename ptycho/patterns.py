@@ -45,13 +45,13 @@ class Patterns:
             self._buffer = self._resident.new_empty(len(index), *self.shape)
         return torch.index_select(self._resident, 0, index, out=self._buffer[: len(index)])
 
-    def least(self, loss: Loss, mask: Tensor) -> float:
-        """The summed loss of a perfect model, so that the difference is half the deviance."""
-        total = 0.0
+    def least(self, loss: Loss, mask: Tensor) -> Tensor:
+        """The summed loss of a perfect model for each pattern, (N,) float64: what is above it is half the deviance."""
+        sums = torch.empty(len(self), dtype=torch.float64, device=self.device)
         for block in self._blocks():
             counts = self.batch(torch.from_numpy(block).to(self.device))
-            total += float((loss.least(torch.nan_to_num(counts)) * mask * torch.isfinite(counts)).sum())
-        return total
+            sums[block[0] : block[-1] + 1] = (loss.least(torch.nan_to_num(counts)) * mask * torch.isfinite(counts)).sum((1, 2))
+        return sums
 
     def _load(self) -> Tensor:
         resident = torch.empty(len(self), *self.shape, dtype=torch.float32, device=self.device)

@@ -34,7 +34,7 @@ class Probe(nn.Module):
         self.register_buffer("aperture", torch.ones(wave.shape[-2:], dtype=real) if aperture is None else aperture.to(real), persistent=False)
         self.correction_A = nn.Parameter(torch.zeros(len(basis), dtype=real))
         self.terms = terms
-        self._kept: tuple[int, Tensor] | None = None
+        self._kept: tuple[Tensor, Tensor] | None = None
 
     def spectrum(self) -> Tensor:
         """Unitary Fourier transform of the modes with the corrected aberrations, complex (modes, y, x)."""
@@ -47,12 +47,11 @@ class Probe(nn.Module):
         return torch.fft.ifft2(turned * self.aperture, norm="ortho")
 
     def _correction(self) -> Tensor:
-        """exp(-i sum C chi_C), (y, x); outside of autograd the last one is kept as long as the coefficients stay."""
-        if torch.is_grad_enabled():
+        """exp(-i sum C chi_C), (y, x); on the CPU and outside of autograd the last one is kept as long as the coefficients stay."""
+        if torch.is_grad_enabled() or self.chi.device.type != "cpu":
             return self._phase_factor()
-        version = self.correction_A._version
-        if self._kept is None or self._kept[0] != version or self._kept[1].device != self.chi.device:
-            self._kept = (version, self._phase_factor())
+        if self._kept is None or not torch.equal(self._kept[0], self.correction_A):
+            self._kept = (self.correction_A.detach().clone(), self._phase_factor())
         return self._kept[1]
 
     def _phase_factor(self) -> Tensor:

@@ -96,8 +96,8 @@ class Counts:
     def batch(self, index: Tensor) -> Tensor:
         return self.counts[index]
 
-    def least(self, loss: Loss, mask: Tensor) -> float:
-        return float((loss.least(torch.nan_to_num(self.counts)) * mask * torch.isfinite(self.counts)).sum())
+    def least(self, loss: Loss, mask: Tensor) -> Tensor:
+        return (loss.least(torch.nan_to_num(self.counts)) * mask * torch.isfinite(self.counts)).sum((1, 2))
 
 
 def counts_of(model: Ptychography) -> Tensor:

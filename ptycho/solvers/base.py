@@ -18,6 +18,9 @@ from ptycho.loss import Loss, LossName, choose_loss
 from ptycho.patterns import Patterns
 from ptycho.threads import single_threaded
 
+#: The loss is measured on every so many-th batch, random and spread over the field: its logarithm costs a tenth of a pass.
+_MEASURED_EVERY = 4
+
 
 @dataclass(frozen=True)
 class Updates:
@@ -69,7 +72,7 @@ class Step(Protocol):
         """Called before the batches of an epoch."""
 
     def batch(self, index: Tensor, counts: Tensor) -> Tensor:
-        """Update the model by one batch; the batch's summed loss before the update, on the device."""
+        """Update the model by one batch; the batch's summed loss before the update, on the device, if the likelihood measures it."""
         ...
 
 
@@ -133,18 +136,21 @@ def run(settings: Settings, step: Step, likelihood: Likelihood, patterns: Patter
     batch = min(settings.batch, count) or count
     mask = model.detector.mask
     least = patterns.least(likelihood.loss, mask)
-    pixels = float(mask.sum()) * count
     try:
         for epoch in range(1, settings.epochs + 1):
             with single_threaded():
                 step.start_epoch(epoch, settings.update.due(epoch))
-                total = torch.zeros((), dtype=torch.float64, device=mask.device)
+                total, measured = torch.zeros((), dtype=torch.float64, device=mask.device), 0
                 plan = stratified_batches(order, batch, settings.seed, epoch)
                 joined = torch.from_numpy(np.concatenate(plan)).to(mask.device)
-                for index in joined.split([len(part) for part in plan]):
-                    total += step.batch(index, patterns.batch(index))
+                for number, index in enumerate(joined.split([len(part) for part in plan])):
+                    likelihood.measures = number % _MEASURED_EVERY == 0
+                    loss_now = step.batch(index, patterns.batch(index))
+                    if likelihood.measures:
+                        total += loss_now - least[index].sum()
+                        measured += len(index)
                 constraints.apply(model, epoch)
-                loss = 2 * (float(total) - least) / pixels
+                loss = 2 * float(total) / (measured * float(mask.sum()))
             if not np.isfinite(loss):
                 raise DivergedError(f"epoch {epoch}: the loss is {loss}; use smaller steps, check defocus, step and flips with ptycho info")
             yield Epoch(epoch, loss)

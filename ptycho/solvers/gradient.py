@@ -152,6 +152,7 @@ class TorchOptimizer:
 
     def batch(self, index: Tensor, counts: Tensor) -> Tensor:
         """One optimiser step; the loss is scaled to one electron per pixel so that every optimiser's epsilon makes sense."""
+        self.engine.measures = True  # line searches need the loss of every batch
         if self.optimizer is None:
             return likelihood(self.engine, index, counts).detach().double()
         losses: list[Tensor] = []
