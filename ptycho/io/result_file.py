@@ -236,7 +236,7 @@ def _check_format(path: Path, file: h5py.File) -> None:
     if version > FORMAT_VERSION:
         raise DataError(f"{path}: written by a newer ptycho (format {version}, this one reads {FORMAT_VERSION}); update ptycho")
     if not file.attrs.get("complete"):
-        raise DataError(f"{path}: was not written to its end; start the run again with --resume")
+        raise DataError(f"{path}: was not written to its end; run the reconstruction again")
 
 
 def _read(file: h5py.File) -> Result:
