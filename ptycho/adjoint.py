@@ -90,7 +90,7 @@ class Likelihood:
         self.model, self.loss, self.missing = model, loss, missing
         self.device = model.object.transmission.device
         waves = model.probe.wave.numel() * model.object.transmission.shape[0]
-        # Two or three buffers of this size per worker stay in a second-level cache; below about four fields the calls cost more than they do.
+        # Measured: 16 fields of 128 x 128 a call. With fewer the calls cost more than the cache gains.
         self.chunk = chunk or (max(1, round(16 * 128 * 128 / waves)) if self.device.type == "cpu" else 64)
         self.workers = workers if self.device.type == "cpu" else 1
         self._pool = ThreadPoolExecutor(self.workers, initializer=torch.set_flush_denormal, initargs=(True,)) if self.workers > 1 else None

@@ -39,9 +39,3 @@ class DivergedError(PtychoError):
     """The reconstruction left the numbers behind (exit code 7)."""
 
     exit_code = 7
-
-
-class StoppedError(PtychoError):
-    """Stopped on a signal; what was reached is saved (exit code 75)."""
-
-    exit_code = 75

@@ -39,7 +39,7 @@ def cut_windows(canvas: Tensor, corners: Tensor, out: Tensor) -> Tensor:
     size = out.shape[-1]
     if canvas.device.type != "cpu":
         return gather(canvas.flatten(0, 1), corners, size).unflatten(1, canvas.shape[:2])
-    return torch.stack([_view(canvas, y, x, size, size) for y, x in corners.tolist()], out=out)
+    return torch.stack([_view(canvas, y, x, size) for y, x in corners.tolist()], out=out)
 
 
 def add_windows(canvas: Tensor, windows: Tensor, corners: Tensor, pool: Executor | None = None, workers: int = 1) -> None:
@@ -58,7 +58,7 @@ def add_windows(canvas: Tensor, windows: Tensor, corners: Tensor, pool: Executor
             for s in range(first, slices, workers):
                 part = canvas[:, s : s + 1]
                 for window, (y, x) in zip(windows[:, :, s : s + 1], places, strict=True):
-                    _view(part, y, x, size, size).add_(window)
+                    _view(part, y, x, size).add_(window)
 
     if pool is None or slices == 1:
         for first in range(workers):
@@ -68,10 +68,10 @@ def add_windows(canvas: Tensor, windows: Tensor, corners: Tensor, pool: Executor
         job.result()
 
 
-def _view(canvas: Tensor, y: int, x: int, height: int, width: int) -> Tensor:
-    """canvas[:, :, y : y + height, x : x + width] in one call: slicing twice would cost more than the copy of a small window."""
+def _view(canvas: Tensor, y: int, x: int, size: int) -> Tensor:
+    """canvas[:, :, y : y + size, x : x + size] in one call: slicing twice would cost more than the copy of a small window."""
     step = canvas.stride()
-    return canvas.as_strided((*canvas.shape[:2], height, width), step, canvas.storage_offset() + y * step[2] + x * step[3])
+    return canvas.as_strided((*canvas.shape[:2], size, size), step, canvas.storage_offset() + y * step[2] + x * step[3])
 
 
 def scatter_add(canvas: Tensor, patches: Tensor, corners: Tensor) -> None:

@@ -15,6 +15,7 @@ from ptycho.batches import hilbert_order, stratified_batches
 from ptycho.constraint import Constraints, OrthogonalModes, PositivePhase, ProbePower, PurePhase
 from ptycho.errors import DivergedError, RecipeError
 from ptycho.loss import Loss, LossName, choose_loss
+from ptycho.model import Ptychography
 from ptycho.patterns import Patterns
 from ptycho.threads import single_threaded
 
@@ -110,6 +111,14 @@ class Settings:
         name = choose_loss(self.loss, survey.mean_electrons / (patterns.shape[0] * patterns.shape[1]))
         return Loss(name, self.floor_e if name == "poisson" else 0.0, self.power)
 
+    def constraints_for(self, loss: Loss) -> Constraints:
+        """The constraints that act: the given ones, or those that suit the loss."""
+        return self.constraints if self.constraints is not None else default_constraints(loss)
+
+    def likelihood(self, model: Ptychography, patterns: Patterns, workers: int) -> Likelihood:
+        """The engine that these settings ask for."""
+        return Likelihood(model, self.loss_for(patterns), self.chunk or None, workers, patterns.missing)
+
 
 def default_constraints(loss: Loss) -> Constraints:
     """What acts when the recipe says nothing of constraints.
@@ -131,7 +140,7 @@ def run(settings: Settings, step: Step, likelihood: Likelihood, patterns: Patter
     Raises DivergedError when the loss is no longer a number.
     """
     model, count = likelihood.model, len(patterns)
-    constraints = settings.constraints if settings.constraints is not None else default_constraints(likelihood.loss)
+    constraints = settings.constraints_for(likelihood.loss)
     order = hilbert_order(model.positions.value_px.detach().cpu().numpy())
     batch = min(settings.batch, count) or count
     mask = model.detector.mask

@@ -9,7 +9,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from ptycho.adjoint import Likelihood, Wants
+from ptycho.adjoint import Likelihood
 from ptycho.errors import RecipeError
 from ptycho.model import Ptychography
 from ptycho.patterns import Patterns
@@ -49,7 +49,7 @@ class EPIE(Settings):
 
     def run(self, model: Ptychography, patterns: Patterns, workers: int = 1) -> Iterator[Epoch]:
         """Yield after each epoch; ``model`` is changed in place."""
-        engine = Likelihood(model, self.loss_for(patterns), self.chunk or None, workers, patterns.missing)
+        engine = self.likelihood(model, patterns, workers)
         return run(self, PIE(self, engine), engine, patterns)
 
 
@@ -73,11 +73,7 @@ class PIE:
     def batch(self, index: Tensor, counts: Tensor) -> Tensor:
         """Update object and probe from the same exit waves, as the textbook does."""
         s, model, due = self.settings, self.model, self.due
-        refine = self.refinement.wants(due)
-        wants = Wants(object=due.object, probe=due.probe or due.aberrations, offsets=refine.offsets, propagation=refine.propagation)
-        corners, offsets = model.positions.split(index, model.size)
-        spectrum = model.probe.spectrum()
-        found = self.engine(corners, offsets, counts, spectrum, model.propagator.tilt_of(index), wants)
+        found, corners, spectrum = self.refinement.gradients(self.engine, index, counts, due)
         natural = self.engine.loss.natural_step
         transmission = model.object.transmission.data
         # Both denominators before either has taken its step.

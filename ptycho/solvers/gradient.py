@@ -9,12 +9,12 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
-from ptycho.adjoint import Likelihood, Wants, likelihood
+from ptycho.adjoint import Likelihood, likelihood
 from ptycho.constraint import normalise
 from ptycho.errors import RecipeError
 from ptycho.model import Ptychography
 from ptycho.patterns import Patterns
-from ptycho.solvers.base import Due, Epoch, Settings, default_constraints, run
+from ptycho.solvers.base import Due, Epoch, Settings, run
 from ptycho.solvers.refine import Refinement
 
 
@@ -50,7 +50,7 @@ class Gradient(Settings):
 
     def run(self, model: Ptychography, patterns: Patterns, workers: int = 1) -> Iterator[Epoch]:
         """Yield after each epoch; ``model`` is changed in place."""
-        engine = Likelihood(model, self.loss_for(patterns), self.chunk or None, workers, patterns.missing)
+        engine = self.likelihood(model, patterns, workers)
         step = Nesterov(self, engine, len(patterns)) if self.optimizer == "nesterov" else TorchOptimizer(self, engine)
         return run(self, step, engine, patterns)
 
@@ -63,7 +63,7 @@ class Nesterov:
         self.velocity = torch.zeros_like(self.model.object.transmission.data)
         self.probe_velocity = torch.zeros_like(self.model.probe.wave.data)
         self.refinement = Refinement(self.model, engine.loss.natural_step)
-        constraints = settings.constraints if settings.constraints is not None else default_constraints(engine.loss)
+        constraints = settings.constraints_for(engine.loss)
         self.pure_phase = constraints.pure_phase is not None
         self.mean_phase = constraints.positive_phase.mean_phase_rad if constraints.positive_phase is not None else 0.0
 
@@ -85,11 +85,7 @@ class Nesterov:
         # Slices that move together take S steps at once, those that move against each other one: the latter are to keep up.
         slices = model.object.transmission.shape[1]
         step = min(1.0, share * slices / self.memory) * (1 - s.momentum)
-        refine = self.refinement.wants(due)
-        wants = Wants(object=due.object, probe=due.probe or due.aberrations, offsets=refine.offsets, propagation=refine.propagation)
-        corners, offsets = model.positions.split(index, model.size)
-        spectrum = model.probe.spectrum()
-        found = self.engine(corners, offsets, counts, spectrum, model.propagator.tilt_of(index), wants)
+        found, _, spectrum = self.refinement.gradients(self.engine, index, counts, due)
         if found.object is not None:
             self._step_object(found.object.mul_(0.5 / share), found.box, step)
         if due.probe and found.spectrum is not None:

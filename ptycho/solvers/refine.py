@@ -15,7 +15,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from ptycho.adjoint import Gradients, Wants
+from ptycho.adjoint import Gradients, Likelihood, Wants
 from ptycho.model import Ptychography
 from ptycho.optics import propagation_phase
 from ptycho.solvers.base import Due
@@ -49,10 +49,20 @@ class Refinement:
         self._batches = 0
         self._inverses: dict[str, Tensor] = {}
 
-    def wants(self, due: Due) -> Wants:
-        """Which extra derivatives the engine has to form."""
-        propagates = self.model.object.transmission.shape[1] > 1
-        return Wants(offsets=due.positions, propagation=propagates and (due.tilt or due.thickness))
+    @torch.no_grad()
+    def gradients(self, engine: Likelihood, index: Tensor, counts: Tensor, due: Due) -> tuple[Gradients, Tensor, Tensor]:
+        """Loss and all derivatives that are due for a batch; with them the windows' corners (B, 2) and the probe's spectrum."""
+        model = self.model
+        propagates = model.object.transmission.shape[1] > 1
+        wants = Wants(
+            object=due.object,
+            probe=due.probe or due.aberrations,
+            offsets=due.positions,
+            propagation=propagates and (due.tilt or due.thickness),
+        )
+        corners, offsets = model.positions.split(index, model.size)
+        spectrum = model.probe.spectrum()
+        return engine(corners, offsets, counts, spectrum, model.propagator.tilt_of(index), wants), corners, spectrum
 
     @torch.no_grad()
     def step(self, index: Tensor, found: Gradients, spectrum: Tensor, due: Due) -> None:
