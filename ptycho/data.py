@@ -9,14 +9,14 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from functools import cached_property
-from pathlib import Path
-from typing import Any, Protocol, TypeAlias
+from typing import Any, TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
 
 from ptycho.aberrations import parse_aberrations
 from ptycho.errors import DataError
+from ptycho.frames import FrameSource, Quantity
 from ptycho.geometry import Geometry, raster_positions_A, wavelength_A
 from ptycho.preparation import Preparation
 from ptycho.survey import Survey, find_disk, survey_patterns
@@ -29,40 +29,6 @@ _BLOCK_BYTES = 64 << 20
 _SURVEY_ALL_BYTES = 2 << 30
 _SURVEY_FRAMES = 1000
 _NEEDED = {"voltage_kV": "[microscope]", "semiangle_mrad": "[microscope]", "step_A": "[scan]"}
-
-
-@dataclass(frozen=True)
-class Quantity:
-    """A value with its unit and where it is from: "user", "ws2.xml: iom_measurements/high_voltage", "estimate: ...", "default: ..."."""
-
-    value: Any
-    unit: str
-    source: str
-    trusted: bool = True
-
-
-class FrameSource(Protocol):
-    """Frames of one file, as stored. Opening reads headers only.
-
-    ``scan_shape`` is what the file, its sidecar or its name says, (slow, fast), with a product of at most ``n_frames``;
-    ``metadata`` is keyed by the recipe's names.
-    """
-
-    path: Path
-    format: str
-    n_frames: int
-    frame_shape: tuple[int, int]
-    dtype: np.dtype[Any]
-    scan_shape: tuple[int, int] | None
-    metadata: dict[str, Quantity]
-    warnings: list[str]
-    default_flip_rows: bool
-
-    def read(self, frames: NDArray[np.int64]) -> NDArray[Any]:
-        """Frames (n, ky, kx) in the stored type and in the order asked for. Raises DataError when the file ends too early."""
-
-    def close(self) -> None:
-        """Release the file."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -92,12 +58,12 @@ class Dataset4D:
     @property
     def name(self) -> str:
         """File name for messages."""
-        return self.source.path.name
+        return self.source.header.path.name
 
     @property
     def pattern_shape(self) -> tuple[int, int]:
         """(ky, kx) after crop and binning."""
-        return self.preparation.pattern_shape(self.source.frame_shape)
+        return self.preparation.pattern_shape(self.source.header.frame_shape)
 
     def patterns(self, index: Index = None) -> NDArray[np.float32]:
         """Prepared patterns (n, ky, kx) in electrons at these positions (all by default); NaN where not measured."""
@@ -119,15 +85,15 @@ class Dataset4D:
 
     @cached_property
     def _survey(self) -> Survey:
-        survey = survey_patterns(self._survey_blocks(), self.preparation, self.source.frame_shape, self.name)
+        survey = survey_patterns(self._survey_blocks(), self.preparation, self.source.header.frame_shape, self.name)
         self._note_survey(survey)
         return survey
 
     def _survey_blocks(self) -> Iterator[tuple[NDArray[np.int64], NDArray[Any]]]:
         """(position numbers, stored frames) in blocks of about 64 MB: all of them, or 1000 spread ones of more than 2 GB."""
-        pixels = int(np.prod(self.source.frame_shape))
+        pixels = int(np.prod(self.source.header.frame_shape))
         positions = np.arange(self.n_positions)
-        if pixels * self.source.dtype.itemsize * self.n_positions > _SURVEY_ALL_BYTES:
+        if pixels * self.source.header.dtype.itemsize * self.n_positions > _SURVEY_ALL_BYTES:
             positions = np.unique(np.linspace(0, self.n_positions - 1, _SURVEY_FRAMES).astype(np.int64))
         size = max(1, _BLOCK_BYTES // max(4 * pixels, 1))  # they become float32
         for start in range(0, len(positions), size):

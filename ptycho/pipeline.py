@@ -79,7 +79,7 @@ def run(job: Job) -> Result:
     folder = job.folder
     if folder is None:
         return _carry_out(job, prepared)
-    folder.keep_out(job.data.source.path)
+    folder.keep_out(job.data.source.header.path)
     folder.create()
     folder.open_log(logger)
     try:

@@ -136,7 +136,7 @@ class Recipe(Section):
     @classmethod
     def of(cls, data: Dataset4D) -> Recipe:
         """The recipe that reads ``data`` again. Arrays that were given in place of files cannot be named and are left out."""
-        tree: dict[str, dict[str, Any]] = {"data": {"path": str(data.source.path)}}
+        tree: dict[str, dict[str, Any]] = {"data": {"path": str(data.source.header.path)}}
         for section, key, argument in _READ:
             value = data.given.get(argument)
             if value is None or (argument in _FILES and isinstance(value, np.ndarray)):

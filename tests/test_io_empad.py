@@ -12,7 +12,7 @@ from ptycho.errors import DataError, OutputError
 from ptycho.io import open_source, read, write_empad
 from ptycho.io.empad import FRAME_BYTES, typical_adu_per_electron
 from ptycho.io.empad_xml import read_xml
-from ptycho.io.source import find_adu_per_electron
+from ptycho.io.gain import find_adu_per_electron
 
 XML = '<root name="a"><raw_file filename="{}"/><exposure_time>1</exposure_time></root>'
 
@@ -45,7 +45,7 @@ def test_what_is_written_is_read(raw: Path, counts):
         values = {name: data.calibration[name].value for name in ("voltage_kV", "camera_length_m", "exposure_ms", "adu_per_electron", "rotation_deg")}
         assert values == pytest.approx({"voltage_kV": 80, "camera_length_m": 0.3, "exposure_ms": 1, "adu_per_electron": 148, "rotation_deg": 0})
         assert data.calibration["step_A"].value == pytest.approx((0.7, 0.7)) and not data.calibration["step_A"].trusted
-        assert data.source.metadata["rotation_deg"].value == pytest.approx(30)
+        assert data.source.header.metadata["rotation_deg"].value == pytest.approx(30)
         assert any("rotation of 30.00" in w for w in data.warnings)
     assert not list(raw.parent.glob(".*"))
 
@@ -114,7 +114,7 @@ def test_real_xml_with_a_raw_of_its_size(test_data: Path, tmp_path: Path):
         shutil.copyfile(test_data / "formats" / "empad_xml" / name, tmp_path / name)
         (tmp_path / raw_name).write_bytes(bytes(frames * FRAME_BYTES))
         source = open_source(tmp_path / name)
-        assert (source.scan_shape, source.n_frames) == (shape, frames)
+        assert (source.header.scan_shape, source.header.n_frames) == (shape, frames)
     with pytest.raises(DataError, match="2 x 5"):
         read(tmp_path / "series_x10.raw")
 
@@ -125,7 +125,7 @@ def test_opening_a_large_file_reads_nothing(tmp_path: Path, monkeypatch):
         file.truncate(62500 * FRAME_BYTES)
     with monkeypatch.context() as patch:
         patch.setattr("ptycho.io.source.FileIO", None)  # any read would fail
-        assert open_source(path).scan_shape == (250, 250)
+        assert open_source(path).header.scan_shape == (250, 250)
         data = read(path, adu_per_electron=148)
     assert data.patterns([62499]).shape == (1, 128, 128)
 

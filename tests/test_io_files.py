@@ -10,8 +10,8 @@ import h5py
 import numpy as np
 import pytest
 
-from ptycho.data import Quantity
 from ptycho.errors import DataError, OutputError
+from ptycho.frames import Quantity
 from ptycho.io import open_source, read, write_hdf5
 
 SUFFIXES = (".raw", ".xml", ".h5", ".emd", ".nxs", ".cxi", ".mat", ".npy", ".npz", ".unknown")
@@ -45,7 +45,7 @@ def test_a_folder_is_not_a_file(tmp_path: Path, suffix):
 def test_first_bytes_decide_for_an_unknown_suffix(disk_patterns, tmp_path: Path):
     np.save(tmp_path / "a.npy", disk_patterns)
     path = (tmp_path / "a.npy").rename(tmp_path / "a.bin")
-    assert read(path).source.format == "npy"
+    assert read(path).source.header.format == "npy"
     (tmp_path / "b.mat").write_bytes(b"MATLAB 5.0 MAT-file" + bytes(500))
     with pytest.raises(DataError, match=r"-v7\.3"):
         read(tmp_path / "b.mat")
@@ -73,7 +73,7 @@ def test_hdf5_round_trip(disk_patterns, tmp_path: Path, as_lines):
 
 def test_hdf5_keeps_fractions_and_says_when_it_cannot_write(disk_patterns, tmp_path: Path):
     disk_patterns[0, 0, 0, 0] = 0.5
-    assert read(write_hdf5(tmp_path / "a.h5", disk_patterns)).source.dtype == np.float32
+    assert read(write_hdf5(tmp_path / "a.h5", disk_patterns)).source.header.dtype == np.float32
     with pytest.raises(OutputError, match="cannot be written"):
         write_hdf5(tmp_path / "none" / "a.h5", disk_patterns)
     with pytest.raises(OutputError, match="no patterns"):
@@ -95,7 +95,7 @@ def test_rotavirus(test_data: Path):
 
 def test_cxi_is_a_stack(test_data: Path):
     path = test_data / "formats" / "xray_nearfield_cdtools" / "PETRAIII_P25_Near_Field_Ptycho.cxi"
-    assert open_source(path).n_frames == 200
+    assert open_source(path).header.n_frames == 200
     with pytest.raises(DataError, match="scan shape of 200 frames"):
         read(path)
 

@@ -45,14 +45,14 @@ def _open(file: str, shape: Any) -> Dataset4D:
 
 
 def _facts(data: Dataset4D) -> dict[str, Any]:
-    known = {**data.source.metadata, **data.calibration}
+    known = {**data.source.header.metadata, **data.calibration}
     known.pop("scan_shape", None)  # it may not be the shape that is used
     return {
-        "file": str(data.source.path),
-        "format": data.source.format,
+        "file": str(data.source.header.path),
+        "format": data.source.header.format,
         "scan": list(data.scan_shape),
         "pattern": list(data.pattern_shape),
-        "type": str(data.source.dtype),
+        "type": str(data.source.header.dtype),
         "metadata": {
             name: {"value": _plain(q.value), "unit": q.unit, "source": q.source, "trusted": q.trusted}
             for name, q in sorted(known.items(), key=lambda item: _order(item[0]))

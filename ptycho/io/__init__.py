@@ -12,25 +12,30 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ptycho.aberrations import parse_aberrations
-from ptycho.data import Dataset4D, FrameSource, Quantity
+from ptycho.data import Dataset4D
 from ptycho.errors import DataError, RecipeError
-from ptycho.io import empad, hdf5, numpy_file
+from ptycho.frames import UNITS, FrameSource, Quantity
+from ptycho.io import empad, hdf5_dialects, numpy_file
 from ptycho.io.checks import LIMITS, check_affine, check_box, check_number, check_shape, check_step, check_whole
 from ptycho.io.empad import write_empad
-from ptycho.io.hdf5 import write_hdf5
+from ptycho.io.files import file_size, unreadable
+from ptycho.io.gain import find_adu_per_electron, sample_frames
+from ptycho.io.hdf5_write import write_hdf5
+from ptycho.io.images import read_image
+from ptycho.io.options import Options
 from ptycho.io.scan import place_frames, read_positions
-from ptycho.io.source import UNITS, ArraySource, file_size, find_adu_per_electron, read_image, sample_frames, unreadable
+from ptycho.io.source import ArraySource
 from ptycho.preparation import Preparation
 
 __all__ = ["FORMATS", "open_source", "read", "write_empad", "write_hdf5"]
 
 PathLike: TypeAlias = str | os.PathLike[str]
-Opener: TypeAlias = Callable[[Path, str | None], FrameSource]
+Opener: TypeAlias = Callable[[Path, Options], FrameSource]
 
 #: Format -> reader. A new format is one module and one line in each of these tables.
 FORMATS: Mapping[str, Opener] = {
     "empad": empad.open_empad,
-    "hdf5": hdf5.open_hdf5,
+    "hdf5": hdf5_dialects.open_hdf5,
     "npy": numpy_file.open_npy,
     "npz": numpy_file.open_npz,
 }
@@ -96,7 +101,7 @@ def read(
 
     source = ArraySource(path) if isinstance(path, np.ndarray) else open_source(path, format)
     try:
-        warnings = list(source.warnings)
+        warnings = list(source.header.warnings)
         calibration = _calibration(source, user, warnings)
         positions = None if positions_file is None else read_positions(positions_file)
         shape, frames, positions = place_frames(source, wanted_shape, region, positions, warnings)
@@ -105,7 +110,7 @@ def read(
         if "adu_per_electron" not in calibration:
             calibration["adu_per_electron"] = _gain(source, calibration, warnings)
         preparation = Preparation(
-            dark=None if dark is None else read_image("data.dark", dark, source.frame_shape),
+            dark=None if dark is None else read_image("data.dark", dark, source.header.frame_shape),
             adu_per_electron=calibration["adu_per_electron"].value,
             transpose=transpose,
             flip_rows=bool(flip.value),
@@ -113,7 +118,7 @@ def read(
             detector_crop=crop,
             bin=check_whole("data.bin", bin),
         )
-        pattern_shape = preparation.pattern_shape(source.frame_shape)
+        pattern_shape = preparation.pattern_shape(source.header.frame_shape)
         if mask is not None:
             preparation = replace(preparation, mask=read_image("data.mask", mask, pattern_shape) != 0)
         data = Dataset4D(source, preparation, calibration, shape, frames, positions, list(dict.fromkeys(warnings)), arguments)
@@ -131,7 +136,7 @@ def open_source(path: PathLike, format: str | None = None) -> FrameSource:
     file = Path(name).expanduser()
     if format is not None and format not in FORMATS:
         raise RecipeError(f"data.format = {format!r}: unknown; known are {', '.join(FORMATS)}")
-    return FORMATS[format or _guess_format(file)](file, dataset or None)
+    return FORMATS[format or _guess_format(file)](file, Options(dataset=dataset or None))
 
 
 def _guess_format(path: Path) -> str:
@@ -156,8 +161,8 @@ def _guess_format(path: Path) -> str:
 
 def _calibration(source: FrameSource, user: dict[str, Quantity], warnings: list[str]) -> dict[str, Quantity]:
     """The file's usable values with the user's in their place."""
-    name = source.path.name
-    calibration = {key: q for key, q in source.metadata.items() if key != "scan_shape" and _usable(key, q, warnings)}
+    name = source.header.path.name
+    calibration = {key: q for key, q in source.header.metadata.items() if key != "scan_shape" and _usable(key, q, warnings)}
     for key in ("voltage_kV", "step_A", "pixel_invA", "pixel_mrad", "semiangle_mrad", "adu_per_electron"):
         if key in user and key in calibration and _differ(user[key].value, calibration[key].value):
             warnings.append(f"{key} = {_shown(user[key])} is used; {calibration[key].source} says {_shown(calibration[key])}")
@@ -199,16 +204,16 @@ def _shown(quantity: Quantity) -> str:
 
 
 def _default_flip(source: FrameSource) -> Quantity:
-    why = "default: EMPAD stores rows upside down" if source.format == "empad" else "default: rows as stored"
-    return Quantity(source.default_flip_rows, "", why)
+    why = "default: EMPAD stores rows upside down" if source.header.format == "empad" else "default: rows as stored"
+    return Quantity(source.header.flip_rows, "", why)
 
 
 def _gain(source: FrameSource, calibration: dict[str, Quantity], warnings: list[str]) -> Quantity:
     """ADU per electron from the data, else what is typical of the detector."""
-    if source.dtype.kind in "biu" and source.dtype.itemsize <= 4 and source.format != "empad":
+    if source.header.dtype.kind in "biu" and source.header.dtype.itemsize <= 4 and source.header.format != "empad":
         return Quantity(1.0, "ADU", "default: counts are integers")
     found = find_adu_per_electron(sample_frames(source))
-    voltage = calibration["voltage_kV"].value if source.format == "empad" and "voltage_kV" in calibration else None
+    voltage = calibration["voltage_kV"].value if source.header.format == "empad" and "voltage_kV" in calibration else None
     typical = None if voltage is None else empad.typical_adu_per_electron(voltage)
     if found is not None:
         if typical is not None and found[0] != 1 and not 0.6 < found[0] / typical < 1.6:

@@ -10,7 +10,7 @@ import numpy as np
 
 from ptycho.data import Affine
 from ptycho.errors import RecipeError
-from ptycho.io.source import UNITS
+from ptycho.frames import UNITS
 
 #: Name -> (section of the recipe, exclusive lower and inclusive upper limit) of every scalar that a user or a file can give.
 LIMITS = {

@@ -17,10 +17,12 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from ptycho.data import FrameSource, Quantity
 from ptycho.errors import DataError, OutputError
+from ptycho.frames import FrameSource, Header, Quantity
 from ptycho.io.empad_xml import EmpadHeader, read_xml, xml_text
-from ptycho.io.source import BinarySource, factor_pairs, file_size
+from ptycho.io.files import factor_pairs, file_size
+from ptycho.io.options import Options
+from ptycho.io.source import BinarySource
 
 FRAME_BYTES = 130 * 128 * 4
 _TYPICAL_ADU = {80.0: 148.0, 200.0: 375.0, 300.0: 579.0}
@@ -31,10 +33,10 @@ def typical_adu_per_electron(voltage_kV: float) -> float:
     return float(np.interp(voltage_kV, list(_TYPICAL_ADU), list(_TYPICAL_ADU.values())))
 
 
-def open_empad(path: Path, dataset: str | None = None) -> FrameSource:
+def open_empad(path: Path, options: Options) -> FrameSource:
     """Frames of a ``.raw``, or of the ``.raw`` that an ``.xml`` names. Raises DataError for anything that is not one."""
-    if dataset is not None:
-        raise DataError(f"{path}: an EMPAD file has no datasets; remove ::{dataset}")
+    if options.dataset is not None:
+        raise DataError(f"{path}: an EMPAD file has no datasets; remove ::{options.dataset}")
     warnings: list[str] = []
     header: EmpadHeader | None
     if path.suffix.lower() == ".xml":
@@ -46,9 +48,9 @@ def open_empad(path: Path, dataset: str | None = None) -> FrameSource:
         header = _header_of(raw, warnings)
     source = _open_raw(raw, warnings)
     if header is not None:
-        source.metadata = dict(header.metadata)
-    source.scan_shape = _scan_shape(source, header)
-    _add_step(source, header)
+        source.header.metadata = dict(header.metadata)
+    source.header.scan_shape = _scan_shape(source.header, header)
+    _add_step(source.header, header)
     return source
 
 
@@ -59,10 +61,8 @@ def _open_raw(raw: Path, warnings: list[str]) -> BinarySource:
         raise DataError(f"{raw}: {size} bytes are less than one EMPAD frame of {FRAME_BYTES} bytes; is it complete and from an EMPAD?")
     if rest:
         warnings.append(f"{raw.name}: {rest} bytes after the last whole frame are left out; the file may have been cut")
-    source = BinarySource(raw, "empad", n_frames, (128, 128), np.dtype("<f4"), stride=FRAME_BYTES)
-    source.warnings = warnings
-    source.default_flip_rows = True
-    return source
+    header = Header(raw, "empad", n_frames, (128, 128), np.dtype("<f4"), warnings=warnings, flip_rows=True)
+    return BinarySource(header, stride=FRAME_BYTES)
 
 
 def _raw_of(xml: Path, raw_name: str) -> Path:
@@ -91,7 +91,7 @@ def _header_of(raw: Path, warnings: list[str]) -> EmpadHeader | None:
     return None
 
 
-def _scan_shape(source: BinarySource, header: EmpadHeader | None) -> tuple[int, int] | None:
+def _scan_shape(source: Header, header: EmpadHeader | None) -> tuple[int, int] | None:
     """(slow, fast) from the first of file name, XML and a perfect square that fits the size of the file."""
     if header is not None and header.kind == "series":
         return None
@@ -116,7 +116,7 @@ def _scan_shape(source: BinarySource, header: EmpadHeader | None) -> tuple[int, 
     return side, side
 
 
-def _add_step(source: BinarySource, header: EmpadHeader | None) -> None:
+def _add_step(source: Header, header: EmpadHeader | None) -> None:
     """Step from the field of view: rosettasciio's rule. Whether ``scan_size`` scales it is not known, so it is not trusted."""
     if header is None or header.field_of_view_A is None or source.scan_shape is None:
         return

@@ -10,9 +10,9 @@ from pathlib import Path
 from xml.etree import ElementTree
 from xml.sax.saxutils import quoteattr
 
-from ptycho.data import Quantity
 from ptycho.errors import DataError
-from ptycho.io.source import UNITS, file_size, unreadable
+from ptycho.frames import UNITS, Quantity
+from ptycho.io.files import file_size, unreadable
 
 _MAX_XML_BYTES = 1 << 20
 

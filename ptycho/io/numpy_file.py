@@ -6,23 +6,27 @@ import math
 import struct
 import zipfile
 import zlib
+from functools import partial
 from pathlib import Path
 from typing import Any, BinaryIO
 
 import numpy as np
+from numpy.typing import NDArray
 
-from ptycho.data import FrameSource
 from ptycho.errors import DataError
-from ptycho.io.source import ArraySource, BinarySource, file_size, stack_shape, unreadable
+from ptycho.frames import FrameSource
+from ptycho.io.files import file_size, unreadable
+from ptycho.io.options import Options
+from ptycho.io.source import BinarySource, LateSource, stack_header
 
-_MAX_IN_MEMORY = 8 << 30
+_ERRORS = (OSError, ValueError, EOFError, KeyError, NotImplementedError, RuntimeError, zipfile.BadZipFile, zlib.error)
 
 
-def open_npy(path: Path, dataset: str | None = None) -> FrameSource:
+def open_npy(path: Path, options: Options) -> FrameSource:
     """Frames of an ``.npy`` file. Raises DataError for other files, object arrays and wrong shapes."""
     size = file_size(path)
-    if dataset is not None:
-        raise DataError(f"{path}: an .npy file has no datasets; remove ::{dataset}")
+    if options.dataset is not None:
+        raise DataError(f"{path}: an .npy file has no datasets; remove ::{options.dataset}")
     try:
         with open(path, "rb") as file:
             shape, fortran, dtype = _read_header(file)
@@ -32,7 +36,7 @@ def open_npy(path: Path, dataset: str | None = None) -> FrameSource:
     return _source(path, "npy", shape, fortran, dtype, offset, size)
 
 
-def open_npz(path: Path, dataset: str | None = None) -> FrameSource:
+def open_npz(path: Path, options: Options) -> FrameSource:
     """Frames of one array of an ``.npz`` file: ``dataset``, else the only stack of images in it."""
     size = file_size(path)
     try:
@@ -42,11 +46,11 @@ def open_npz(path: Path, dataset: str | None = None) -> FrameSource:
                 if info.filename.endswith(".npy"):
                     with archive.open(info) as member:
                         headers[info.filename[:-4]] = (info, *_read_header(member), member.tell())  # type: ignore[arg-type]
-            name = _choose(path, {name: (header[1], header[3]) for name, header in headers.items()}, dataset)
+            name = _choose(path, {name: (header[1], header[3]) for name, header in headers.items()}, options.dataset)
             info, shape, fortran, dtype, header_bytes = headers[name]
             if info.compress_type != zipfile.ZIP_STORED:
-                return _unpacked(path, archive, info, name, shape, dtype)
-    except (OSError, ValueError, EOFError, KeyError, NotImplementedError, RuntimeError, zipfile.BadZipFile, zlib.error) as error:
+                return _unpacked(path, info, name, shape, dtype)
+    except _ERRORS as error:
         raise unreadable(path, error, "not an .npz file") from None
     return _source(path, "npz", shape, fortran, dtype, _data_offset(path, info) + header_bytes, size, f"{path}::{name}")
 
@@ -64,38 +68,39 @@ def _read_header(file: BinaryIO) -> tuple[tuple[int, ...], bool, np.dtype[Any]]:
 def _source(
     path: Path, format: str, shape: tuple[int, ...], fortran: bool, dtype: np.dtype[Any], offset: int, size: int, name: str = ""
 ) -> FrameSource:
-    scan_shape, n_frames, frame_shape = stack_shape(shape, dtype, name or str(path))
-    needed = offset + n_frames * frame_shape[0] * frame_shape[1] * dtype.itemsize
+    header = stack_header(path, format, shape, dtype, name)
+    needed = offset + header.n_frames * header.frame_bytes
     if needed > size:
         raise DataError(f"{name or path}: the header promises {needed} bytes, the file has {size}; has it been cut?")
     if fortran:
-        return _fortran(path, format, shape, dtype, offset)
-    source = BinarySource(path, format, n_frames, frame_shape, dtype, offset)
-    source.scan_shape = scan_shape
-    return source
+        # A pattern of a Fortran-ordered array lies all over the file.
+        return LateSource(header, partial(_load_fortran, path, shape, dtype, offset))
+    return BinarySource(header, offset)
 
 
-def _fortran(path: Path, format: str, shape: tuple[int, ...], dtype: np.dtype[Any], offset: int) -> FrameSource:
-    """A pattern of a Fortran-ordered array lies all over the file, so that it is read at once."""
-    number = math.prod(shape)
-    _check_memory(path, number * dtype.itemsize)
+def _load_fortran(path: Path, shape: tuple[int, ...], dtype: np.dtype[Any], offset: int) -> NDArray[Any]:
     try:
-        flat = np.fromfile(path, dtype, number, offset=offset)
-    except OSError as error:
+        flat = np.fromfile(path, dtype, math.prod(shape), offset=offset)
+        return np.ascontiguousarray(flat.reshape(shape, order="F"))
+    except (OSError, ValueError) as error:
         raise unreadable(path, error) from None
-    return ArraySource(np.ascontiguousarray(flat.reshape(shape, order="F")), path, format)
 
 
-def _unpacked(path: Path, archive: zipfile.ZipFile, info: zipfile.ZipInfo, name: str, shape: tuple[int, ...], dtype: np.dtype[Any]) -> FrameSource:
-    stack_shape(shape, dtype, f"{path}::{name}")
-    _check_memory(path, max(info.file_size, math.prod(shape) * dtype.itemsize))
-    with archive.open(info) as member:
-        return ArraySource(np.lib.format.read_array(member, allow_pickle=False), path, "npz")
+def _unpacked(path: Path, info: zipfile.ZipInfo, name: str, shape: tuple[int, ...], dtype: np.dtype[Any]) -> FrameSource:
+    """A compressed member. What it unpacks to must be what its header promises, so that nothing larger than that is ever made."""
+    header = stack_header(path, "npz", shape, dtype, f"{path}::{name}")
+    promised = header.n_frames * header.frame_bytes
+    if not promised <= info.file_size <= promised + 65536:
+        raise DataError(f"{path}::{name}: the header promises {promised} bytes, the archive has {info.file_size}; is it damaged?")
+    return LateSource(header, partial(_load_member, path, info.filename))
 
 
-def _check_memory(path: Path, n_bytes: int) -> None:
-    if n_bytes > _MAX_IN_MEMORY:
-        raise DataError(f"{path}: this layout must be read at once and takes {n_bytes / 1e9:.1f} GB; save it as .npy in C order")
+def _load_member(path: Path, name: str) -> NDArray[Any]:
+    try:
+        with zipfile.ZipFile(path) as archive, archive.open(name) as member:
+            return np.lib.format.read_array(member, allow_pickle=False)
+    except _ERRORS as error:
+        raise unreadable(path, error, "not an .npz file") from None
 
 
 def _data_offset(path: Path, info: zipfile.ZipInfo) -> int:

@@ -24,7 +24,7 @@ import tifffile
 from numpy.typing import NDArray
 
 from ptycho.errors import DataError, OutputError
-from ptycho.io.source import file_size, unreadable
+from ptycho.io.files import file_size, unreadable
 from ptycho.result import EpochRecord, Result
 
 RESULT, TIFF, PNG = "result.h5", "phase.tif", "phase.png"

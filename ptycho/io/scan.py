@@ -8,10 +8,10 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from ptycho.data import FrameSource
 from ptycho.errors import DataError, RecipeError
+from ptycho.frames import FrameSource
+from ptycho.io.files import factor_pairs, file_size, read_csv, unreadable
 from ptycho.io.hdf5 import read_table
-from ptycho.io.source import factor_pairs, file_size, read_csv, unreadable
 
 
 def place_frames(
@@ -24,20 +24,20 @@ def place_frames(
     """(scan shape, frame of each position, positions or None) with the region cut out."""
     if wanted is not None:
         shape = _fit_shape(source, wanted, warnings)
-    elif source.scan_shape is not None:
-        shape = source.scan_shape
-        said = source.metadata.get("scan_shape")
+    elif source.header.scan_shape is not None:
+        shape = source.header.scan_shape
+        said = source.header.metadata.get("scan_shape")
         if said is not None and not said.trusted:
-            warnings.append(f"{source.path.name}: the scan shape {shape[0]} x {shape[1]} is {said.source}; give scan_shape")
+            warnings.append(f"{source.header.path.name}: the scan shape {shape[0]} x {shape[1]} is {said.source}; give scan_shape")
     elif positions is not None:
         shape = (1, len(positions))
     else:
-        n = source.n_frames
-        raise DataError(f"{source.path}: the scan shape of {n} frames is not known; give [scan] shape = [slow, fast], for example {factor_pairs(n)}")
+        n = source.header.n_frames
+        raise DataError(f"{source.header.path}: the scan shape of {n} frames is not known; give [scan] shape = [slow, fast], for example {factor_pairs(n)}")
     frames = np.arange(shape[0] * shape[1])
-    if frames.size > source.n_frames or (positions is not None and len(positions) not in (frames.size, source.n_frames)):
+    if frames.size > source.header.n_frames or (positions is not None and len(positions) not in (frames.size, source.header.n_frames)):
         found = len(positions) if positions is not None else frames.size
-        raise DataError(f"{source.path}: {found} positions are given for {source.n_frames} frames; there must be one row for each frame")
+        raise DataError(f"{source.header.path}: {found} positions are given for {source.header.n_frames} frames; there must be one row for each frame")
     if region is not None:
         y0, y1, x0, x1 = region
         if y1 > shape[0] or x1 > shape[1]:
@@ -50,12 +50,12 @@ def place_frames(
 def _fit_shape(source: FrameSource, wanted: tuple[int, int], warnings: list[str]) -> tuple[int, int]:
     """The shape the user gave, cut to whole scan lines when the scan was not finished."""
     slow, fast = wanted
-    n, name = source.n_frames, source.path.name
+    n, name = source.header.n_frames, source.header.path.name
     if slow * fast <= n:
         if slow * fast < n:
             warnings.append(f"{name}: the scan of {slow} x {fast} uses the first {slow * fast} of {n} frames")
         return wanted
-    stored = source.scan_shape
+    stored = source.header.scan_shape
     complete = stored is not None and stored[0] * stored[1] == n and fast != stored[1]
     aborted = n % fast == 0 or (stored is not None and stored[1] == fast)
     if aborted and not complete and n >= fast:
@@ -63,7 +63,7 @@ def _fit_shape(source: FrameSource, wanted: tuple[int, int], warnings: list[str]
         return n // fast, fast
     says = "" if stored is None else f", by the file {stored[0]} x {stored[1]}"
     raise DataError(
-        f"{source.path}: scan shape {slow} x {fast} needs {slow * fast} frames, the file has {n}{says}; "
+        f"{source.header.path}: scan shape {slow} x {fast} needs {slow * fast} frames, the file has {n}{says}; "
         f"{n} frames are {factor_pairs(n)}, or {n // fast} whole lines of {fast}"
     )
 
