@@ -35,10 +35,11 @@ _NEEDED = {"voltage_kV": "[microscope]", "semiangle_mrad": "[microscope]", "step
 class Dataset4D:
     """Lazy patterns and what is known about them.
 
-    ``frames`` int64 (N,) are the source's frame numbers, one for each position; ``scan_shape`` is (slow, fast) with product N and
-    (1, N) when the positions are no raster; ``positions_A`` (N, 2) = (y, x) before rotation and affine, or None for the raster of
-    ``step_A``. ``calibration`` is keyed by the recipe's names. ``warnings`` grows as the data are looked at. ``given`` are the arguments
-    of :func:`ptycho.io.read`, from which a recipe can be written.
+    ``frames`` int64 (N,) are the source's frame numbers, one for each position. ``scan_shape`` is (slow, fast), (1, N) when the positions
+    are no raster; ``points`` (N,) are the points of the raster, row by row, that have a pattern, None when all have. ``positions_A``
+    (N, 2) = (y, x) before rotation and affine, or None for the raster of ``step_A``. ``shifts_px`` (N, 2) moves the window of each
+    pattern (descan). ``calibration`` is keyed by the recipe's names; ``memory_GB`` limits what of the patterns is kept in memory.
+    ``warnings`` grows as the data are looked at. ``given`` are the arguments of :func:`ptycho.io.read`, from which a recipe can be written.
     """
 
     source: FrameSource
@@ -46,7 +47,10 @@ class Dataset4D:
     calibration: dict[str, Quantity]
     scan_shape: tuple[int, int]
     frames: NDArray[np.int64] = field(repr=False)
+    points: NDArray[np.int64] | None = field(default=None, repr=False)
     positions_A: NDArray[np.float64] | None = field(default=None, repr=False)
+    shifts_px: NDArray[np.int64] | None = field(default=None, repr=False)
+    memory_GB: float | None = None
     warnings: list[str] = field(default_factory=list)
     given: Mapping[str, Any] = field(default_factory=dict, repr=False)
 
@@ -67,8 +71,11 @@ class Dataset4D:
 
     def patterns(self, index: Index = None) -> NDArray[np.float32]:
         """Prepared patterns (n, ky, kx) in electrons at these positions (all by default); NaN where not measured."""
-        frames = self.frames if index is None else np.atleast_1d(self.frames[index])
-        return self.preparation.apply(self.source.read(frames))
+        numbers = np.atleast_1d(np.arange(self.n_positions)[slice(None) if index is None else index])
+        return self.preparation.apply(self.source.read(self.frames[numbers]), self._shifts(numbers))
+
+    def _shifts(self, numbers: NDArray[np.int64]) -> NDArray[np.int64] | None:
+        return None if self.shifts_px is None else self.shifts_px[numbers]
 
     @cached_property
     def mask(self) -> NDArray[np.bool_]:
@@ -85,12 +92,13 @@ class Dataset4D:
 
     @cached_property
     def _survey(self) -> Survey:
-        survey = survey_patterns(self._survey_blocks(), self.preparation, self.source.header.frame_shape, self.name)
+        shape = self.preparation.cropped_shape(self.source.header.frame_shape)
+        survey = survey_patterns(self._survey_blocks(), shape, self.preparation.bin, self.name)
         self._note_survey(survey)
         return survey
 
-    def _survey_blocks(self) -> Iterator[tuple[NDArray[np.int64], NDArray[Any]]]:
-        """(position numbers, stored frames) in blocks of about 64 MB: all of them, or 1000 spread ones of more than 2 GB."""
+    def _survey_blocks(self) -> Iterator[tuple[NDArray[np.int64], NDArray[np.float32]]]:
+        """(position numbers, electrons) in blocks of about 64 MB: all of them, or 1000 spread ones of more than 2 GB."""
         pixels = int(np.prod(self.source.header.frame_shape))
         positions = np.arange(self.n_positions)
         if pixels * self.source.header.dtype.itemsize * self.n_positions > _SURVEY_ALL_BYTES:
@@ -98,7 +106,7 @@ class Dataset4D:
         size = max(1, _BLOCK_BYTES // max(4 * pixels, 1))  # they become float32
         for start in range(0, len(positions), size):
             chunk = positions[start : start + size]
-            yield chunk, self.source.read(self.frames[chunk])
+            yield chunk, self.preparation.electrons(self.source.read(self.frames[chunk]), self._shifts(chunk))
 
     def centre(self) -> tuple[float, float]:
         """Sub-pixel centre (y, x) of the bright-field disk in the mean pattern; it should be (ky // 2, kx // 2)."""
@@ -156,7 +164,8 @@ class Dataset4D:
         rotation = float(self._value("rotation_deg", 0.0))
         affine = self._value("affine", _IDENTITY)
         if self.positions_A is None:
-            return raster_positions_A(self.scan_shape, self.calibration["step_A"].value, rotation, affine)
+            raster = raster_positions_A(self.scan_shape, self.calibration["step_A"].value, rotation, affine)
+            return raster if self.points is None else raster[self.points]
         # A raster of two unit vectors gives the linear map, so that the convention stays in one place.
         corners = raster_positions_A((2, 2), (1.0, 1.0), rotation, affine)
         linear = np.stack([corners[2] - corners[0], corners[1] - corners[0]])
@@ -193,13 +202,17 @@ class Dataset4D:
             )
 
     def without(self, positions: NDArray[Any]) -> Dataset4D:
-        """The same data without these positions (numbers or bool); a raster becomes explicit positions, scan_shape (1, n)."""
+        """The same data without these positions (numbers or bool); the raster stays, with points that have no pattern."""
         keep = np.delete(np.arange(self.n_positions), positions)
-        where = self.positions_A
-        if where is None:
-            self._need("step_A")
-            where = raster_positions_A(self.scan_shape, self.calibration["step_A"].value)
-        return replace(self, frames=self.frames[keep], positions_A=where[keep], scan_shape=(1, len(keep)))
+        points = keep if self.points is None else self.points[keep]
+        return replace(
+            self,
+            frames=self.frames[keep],
+            points=points if self.positions_A is None else None,
+            scan_shape=self.scan_shape if self.positions_A is None else (1, len(keep)),
+            positions_A=None if self.positions_A is None else self.positions_A[keep],
+            shifts_px=self._shifts(keep),
+        )
 
     def without_bad_frames(self) -> Dataset4D:
         """The same data without ``survey().bad_frames``; itself when there are none."""
@@ -214,7 +227,7 @@ class Dataset4D:
         """Put into ``warnings`` what the patterns show and the user should know."""
         if survey.mean_electrons < 2:
             self._warn(f"{survey.mean_electrons:.3g} electrons per pattern: if the data are normalised, give adu_per_electron = 1 / electrons")
-        for number, what in ((survey.n_hot, "hot"), (survey.n_dead, "dead")):
+        for number, what in ((survey.n_hot, "hot"), (survey.n_dead, "dead"), (survey.n_static_bad, "never measured")):
             if number:
                 self._warn(f"{number} {what} pixel{'s' if number > 1 else ''} masked")
         for number, what in ((survey.n_nonfinite, "NaN, infinite or saturated"), (survey.n_negative, "below -1 electron")):
@@ -227,11 +240,8 @@ class Dataset4D:
         if disk is None:
             return
         middle = tuple(n // 2 for n in self.pattern_shape)
-        if max(abs(disk[0] - middle[0]), abs(disk[1] - middle[1])) > 0.5 and self.preparation.detector_crop is None:
-            self._warn(
-                f"the bright-field disk is centred at ({disk[0]:.2f}, {disk[1]:.2f}), not at {middle}: the patterns are not shifted; "
-                "give detector_crop = [y0, y1, x0, x1] around it"
-            )
+        if max(abs(disk[0] - middle[0]), abs(disk[1] - middle[1])) > 1:
+            self._warn(f'the bright-field disk is centred at ({disk[0]:.2f}, {disk[1]:.2f}), not at {middle}; give [data] centre = "auto", or [y, x]')
         known = self._known_pixel()
         if known is None or not {"voltage_kV", "semiangle_mrad"} <= self.calibration.keys():
             return

@@ -10,11 +10,12 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy import constants
 
 from ptycho.aberrations import Aberrations
 
-_REST_ENERGY_EV = constants.m_e * constants.c**2 / constants.e
+# CODATA 2022, exact but for the electron mass; scipy.constants takes longer to import than opening a file.
+_PLANCK_JS, _LIGHT_M_S, _CHARGE_C, _MASS_KG = 6.62607015e-34, 299792458.0, 1.602176634e-19, 9.1093837139e-31
+_REST_ENERGY_EV = _MASS_KG * _LIGHT_M_S**2 / _CHARGE_C
 
 
 def wavelength_A(voltage_kV: float) -> float:
@@ -23,7 +24,7 @@ def wavelength_A(voltage_kV: float) -> float:
     lambda = h c / sqrt(E (E + 2 m c^2)) with E the kinetic energy (Reimer & Kohl, Transmission Electron Microscopy, eq. 2.5).
     """
     energy = voltage_kV * 1e3
-    hc_eVA = constants.h * constants.c / constants.e * 1e10
+    hc_eVA = _PLANCK_JS * _LIGHT_M_S / _CHARGE_C * 1e10
     return float(hc_eVA / np.sqrt(energy * (energy + 2 * _REST_ENERGY_EV)))
 
 

@@ -11,12 +11,13 @@ from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from matplotlib.image import AxesImage
-from matplotlib.patches import Rectangle
+from matplotlib.patches import Circle, Rectangle
 from matplotlib.patheffects import withStroke
 from matplotlib.ticker import MaxNLocator
 from numpy.typing import NDArray
 
 if TYPE_CHECKING:
+    from ptycho.overview import Overview
     from ptycho.result import EpochRecord, Result
 
 Image: TypeAlias = NDArray[np.floating[Any]]
@@ -86,6 +87,36 @@ def phase_png(result: Result) -> bytes:
         axes.set_title(f"z = {depth[number]:.3g} Å", fontsize=6.5, color=_INK, pad=3)
         if i == len(shown) - 1:
             _colour_bar(page.place(0.12 + i * (tile + _GAP) + tile + 0.06, height + 0.42, 0.1, tile_height), drawn, "")
+    return page.png()
+
+
+def overview_png(look: Overview, title: str, step_A: float | None) -> bytes:
+    """Mean pattern (square root), bright-field image and histogram side by side, as a PNG file; with a scale bar if the step is known."""
+    page = Page(11.2, 4.1)
+    page.text(0.15 / 11.2, 1 - 0.14 / 4.1, title, fontsize=8.5, color=_INK, va="top")
+    mean = np.sqrt(np.nan_to_num(look.mean_pattern).clip(0))
+    left = page.place(0.15, 0.62, *_fitted(mean.shape, 3.0, 3.0))
+    _show_image(left, mean, 1.0, (0.0, float(mean.max()) or 1.0))
+    left.set_title("mean pattern (square root of electrons)", fontsize=7.5, color=_INK, pad=4, loc="left")
+    if look.disk is not None:
+        left.add_patch(Circle((look.disk[1] + 0.5, look.disk[0] + 0.5), look.disk[2], fill=False, edgecolor="white", linewidth=0.6, linestyle=":"))
+    known = look.bright_field[np.isfinite(look.bright_field)]
+    limits = robust_limits(known) if known.size else (0.0, 1.0)
+    width, height = _fitted(look.bright_field.shape, 3.0, 3.0)
+    middle = page.place(3.45, 0.62, width, height)
+    pixel_A = look.stride * (step_A or 1.0)
+    drawn = _show_image(middle, look.bright_field, pixel_A, limits)
+    if step_A is not None:
+        _scale_bar(middle, look.bright_field.shape[1] * pixel_A, width, height)
+    coarse = "" if look.stride == 1 else f", every {look.stride}th point"
+    middle.set_title(f"bright field{coarse}", fontsize=7.5, color=_INK, pad=4, loc="left")
+    _colour_bar(page.place(3.45 + width + 0.06, 0.62, 0.14, height), drawn, "electrons in the disk")
+    right = page.place(8.05, 0.75, 2.95, 2.65)
+    right.stairs(look.counts, look.edges, color="#b5367a", fill=True)
+    right.set_yscale("log")
+    right.set_xlabel("electrons per pixel", fontsize=8, color=_INK)
+    right.set_ylabel("pixels", fontsize=8, color=_INK)
+    _restrain(right)
     return page.png()
 
 

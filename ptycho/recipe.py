@@ -12,7 +12,7 @@ import tomllib
 from collections.abc import Mapping, Sequence
 from dataclasses import fields, is_dataclass, replace
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 import numpy as np
 import tomlkit
@@ -21,7 +21,7 @@ from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError
 from ptycho.data import Dataset4D
 from ptycho.errors import RecipeError
 from ptycho.explain import sentence
-from ptycho.io import read
+from ptycho.io import Options, RawLayout, open_source, read
 from ptycho.solvers import EPIE, Gradient, MixedState
 from ptycho.start import ModelOptions
 
@@ -49,11 +49,18 @@ class DataSection(Section):
     flip_columns: bool = False
     transpose: bool = False
     scan_region: Box | None = None
+    centre: Literal["auto", "none"] | Pair | None = None
+    window: int | tuple[int, int] | None = None
     detector_crop: Box | None = None
+    descan: Literal["plane", "parabola"] | None = None
     bin: int = 1
     mask: str | None = None
     dark: str | None = None
+    gain: str | None = None
     adu_per_electron: float | None = None
+    layout: RawLayout | None = None
+    calibration_file: str | None = None
+    memory_GB: float | None = None
 
 
 class MicroscopeSection(Section):
@@ -69,6 +76,8 @@ class ScanSection(Section):
     """Where the probe stood."""
 
     shape: tuple[int, int] | None = None
+    flyback: tuple[int, int] | None = None
+    skip_frames: int = 0
     step_A: float | Pair | None = None
     rotation_deg: float | None = None
     affine: tuple[Pair, Pair] | None = None
@@ -151,7 +160,7 @@ class Recipe(Section):
             return None if path is None else str(folder / Path(path).expanduser())
 
         d, m = self.data, self.model
-        data = d.model_copy(update={"path": there(d.path), "mask": there(d.mask), "dark": there(d.dark)})
+        data = d.model_copy(update={key: there(getattr(d, key)) for key in ("path", "mask", "dark", "gain", "calibration_file")})
         scan = self.scan.model_copy(update={"positions_file": there(self.scan.positions_file)})
         model = replace(m, probe_file=there(m.probe_file), vacuum_file=there(m.vacuum_file), object_file=there(m.object_file))
         output = OutputSection(directory=str(folder / Path(self.output.directory).expanduser()))
@@ -161,6 +170,15 @@ class Recipe(Section):
         """The data set that the recipe describes. Raises as :func:`ptycho.io.read` does."""
         options = {argument: getattr(getattr(self, section), key) for section, key, argument in _READ}
         return read(**options)
+
+    def frames_without_shape(self) -> int | None:
+        """Number of frames of a file that does not know its scan shape; None when it does. Raises as :func:`ptycho.io.open_source` does."""
+        layout, maps = self.data.layout, self.data.calibration_file
+        source = open_source(self.data.path, self.data.format, Options(layout=layout, calibration_file=None if maps is None else Path(maps)))
+        header = source.header
+        source.close()
+        known = header.scan_shape is not None or header.positions_A is not None or self.scan.positions_file is not None
+        return None if known else header.n_frames
 
     def completed(self, data: Dataset4D, pixel_invA: float) -> Recipe:
         """With the values that were read or estimated and absolute paths, so that it says all that the run used, wherever it is put.
@@ -175,9 +193,11 @@ class Recipe(Section):
         # A region or a positions file speaks of the whole scan's shape, which is not the shape of what was kept.
         whole = s.positions_file is None and d.scan_region is None
         shape = s.shape or ((data.scan_shape[0], data.scan_shape[1]) if whole else None)
+        # Without a centre the patterns are as they were stored, and a crop says it all.
+        centre = None if d.detector_crop is not None else known.get("centre_px", "none")
         recipe = self.model_copy(
             update={
-                "data": d.model_copy(update={key: known.get(key) for key in ("flip_rows", "adu_per_electron")}),
+                "data": d.model_copy(update={"centre": centre, **{key: known.get(key) for key in ("flip_rows", "adu_per_electron")}}),
                 "microscope": m.model_copy(update={key: known.get(key) for key in ("voltage_kV", "semiangle_mrad", "defocus_A")}),
                 "scan": s.model_copy(update={"shape": shape, "step_A": known.get("step_A", s.step_A), "rotation_deg": known.get("rotation_deg")}),
                 "detector": pixel,
@@ -197,7 +217,7 @@ _READ = tuple(
     for section in ("data", "microscope", "scan", "detector")
     for key in Recipe.model_fields[section].annotation.model_fields  # type: ignore[union-attr]
 )
-_FILES = ("path", "mask", "dark", "positions_file")
+_FILES = ("path", "mask", "dark", "gain", "positions_file", "calibration_file")
 
 
 def _plain(value: Any) -> Any:
@@ -206,6 +226,8 @@ def _plain(value: Any) -> Any:
         return {key: _plain(item) for key, item in value.items()}
     if isinstance(value, (list, tuple)):
         return [_plain(item) for item in value]
+    if isinstance(value, RawLayout):
+        return vars(value)
     return value.tolist() if isinstance(value, (np.ndarray, np.generic)) else value
 
 

@@ -10,10 +10,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ptycho.errors import DataError
-from ptycho.preparation import Preparation, bin_sum
+from ptycho.preparation import bin_sum
 from ptycho.preparation import measured as find_measured
 
-#: (position numbers (n,), their stored frames (n, ky, kx)), one block after the other.
+#: (position numbers (n,), their patterns (n, ky, kx) in electrons before binning), one block after the other.
 Blocks: TypeAlias = Iterable[tuple[NDArray[np.int64], NDArray[Any]]]
 
 
@@ -22,8 +22,9 @@ class Survey:
     """One pass over the patterns (over 1000 spread ones of more than 2 GB): statistics and what is wrong with them.
 
     ``mean_pattern`` float64 (ky, kx) in electrons, NaN where never measured; ``mean_electrons`` per pattern; ``max_electrons`` of a
-    pixel; ``n_nonfinite`` and ``n_negative`` (below -1 electron) count pixels of all patterns; ``hot``, ``dead`` and ``static_bad``
-    (never measured) are bool (ky, kx); ``bad_frames`` are positions to be dropped: more than 10 % bad pixels, or no electron at all.
+    pixel; ``n_nonfinite`` and ``n_negative`` (below -1 electron) count values of all patterns; ``hot``, ``dead`` and ``static_bad``
+    (never measured, and not among these values) are bool (ky, kx); ``bad_frames`` are positions to be dropped: more than 10 % bad
+    pixels, or no electron at all.
     """
 
     n_surveyed: int
@@ -43,28 +44,28 @@ class Survey:
         return int(self.hot.sum())
 
     @property
+    def n_static_bad(self) -> int:
+        """Number of pixels that were never measured."""
+        return int(self.static_bad.sum())
+
+    @property
     def n_dead(self) -> int:
         """Number of dead pixels."""
         return int(self.dead.sum())
 
 
-def survey_patterns(blocks: Blocks, preparation: Preparation, frame_shape: tuple[int, int], name: str) -> Survey:
-    """One streamed pass over ``blocks``, (position numbers, stored frames (n, ky, kx)); ``name`` is the file's, for messages.
+def survey_patterns(blocks: Blocks, shape: tuple[int, int], factor: int, name: str) -> Survey:
+    """One streamed pass over ``blocks`` of patterns of ``shape``, to be binned by ``factor``; ``name`` is the file's, for messages.
 
     Raises DataError when nothing is usable, all pixels are the same, or more than a fifth of the patterns are damaged.
     """
-    shape = preparation.cropped_shape(frame_shape)
-    total, measured = np.zeros(shape), np.zeros(shape, np.int64)
+    total, measured, finite = np.zeros(shape), np.zeros(shape, np.int64), np.zeros(shape, np.int64)
     surveyed, bad_pixels, sums = [], [], []
-    n_nonfinite = n_negative = 0
     lowest, highest = np.inf, -np.inf
-    for numbers, stored in blocks:
+    for numbers, patterns in blocks:
         surveyed.append(numbers)
-        patterns = preparation.electrons(stored)
         good = find_measured(patterns)
-        finite = np.isfinite(patterns)
-        n_nonfinite += int(finite.size - finite.sum())
-        n_negative += int((finite & ~good).sum())
+        finite += np.isfinite(patterns).sum(0)
         patterns = np.where(good, patterns, np.float32(0))
         total += patterns.sum(0, dtype=np.float64)
         measured += good.sum(0)
@@ -89,14 +90,13 @@ def survey_patterns(blocks: Blocks, preparation: Preparation, frame_shape: tuple
     positions = np.concatenate(surveyed)
     mean = np.divide(total, measured, out=np.full(shape, np.nan), where=~static)
     hot, dead = _hot_and_dead(mean, measured)
-    factor = preparation.bin
     return Survey(
         n_surveyed=len(positions),
         mean_pattern=bin_sum(mean, factor),
         mean_electrons=float(per_pattern[~bad].mean()),
         max_electrons=highest,
-        n_nonfinite=n_nonfinite,
-        n_negative=n_negative,
+        n_nonfinite=int((len(positions) - finite)[~static].sum()),
+        n_negative=int((finite - measured)[~static].sum()),
         hot=bin_sum(hot, factor) > 0,
         dead=bin_sum(dead, factor) > 0,
         static_bad=bin_sum(static, factor) > 0,

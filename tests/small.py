@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import math
+from collections.abc import Iterator
 from types import SimpleNamespace
 from typing import Any
 
@@ -93,8 +94,9 @@ class Counts:
     def __len__(self) -> int:
         return len(self.counts)
 
-    def batch(self, index: Tensor) -> Tensor:
-        return self.counts[index]
+    def batches(self, plan: list[NDArray[np.int64]]) -> Iterator[tuple[Tensor, Tensor]]:
+        for part in plan:
+            yield torch.from_numpy(part), self.counts[part]
 
     def least(self, loss: Loss, mask: Tensor) -> Tensor:
         return (loss.least(torch.nan_to_num(self.counts)) * mask * torch.isfinite(self.counts)).sum((1, 2))

@@ -113,7 +113,7 @@ def doctype(path: Path, patterns: Patterns) -> None:
     [
         ("scan.raw", missing, "no such file"),
         ("scan.h5", missing, "no such file"),
-        ("scan.npy", folder, "this is a folder; name a file in it"),
+        ("scan.npy", folder, "no patterns in this folder"),
         ("scan.raw", empty, "the file is empty"),
         ("scan.h5", empty, "the file is empty"),
         ("scan.raw", random_bytes, "100 bytes are less than one EMPAD frame"),
@@ -121,7 +121,7 @@ def doctype(path: Path, patterns: Patterns) -> None:
         ("scan.npy", random_bytes, "not a NumPy file"),
         ("scan.npz", random_bytes, "not an .npz file"),
         ("scan.xml", random_bytes, "not an EMPAD XML"),
-        ("scan.dat", random_bytes, "choose one with format = empad"),
+        ("scan.dat", random_bytes, "give [data.layout] dtype"),
         ("scan.xml", other_raw, "it names 'scan_x8_y6.raw', which is not beside it; put the two together"),
         ("scan.xml", doctype, "XML with a DOCTYPE"),
         ("scan.h5", only_tables, "there is no dataset of 3 or 4 axes; the file has table (3, 2) float64"),
@@ -129,10 +129,7 @@ def doctype(path: Path, patterns: Patterns) -> None:
         ("scan.h5", cut_hdf5, "is it complete"),
         ("scan.npy", objects, "type object cannot be diffraction patterns"),
         ("scan.npy", cut_npy, "has it been cut?"),
-        ("scan.npy", all_nan, "no pixel is usable"),
-        ("scan.npy", all_zero, "all pixels are 0"),
         ("scan.npy", flat, "(scan_y, scan_x, ky, kx) or (n, ky, kx) is needed"),
-        ("scan.npy", many_damaged, "16 of 48 patterns are damaged"),
     ],
 )
 def test_unusable_file(here: Path, disk_patterns: Patterns, name: str, make: Callable[[Path, Patterns], None], said: str) -> None:
@@ -141,6 +138,17 @@ def test_unusable_file(here: Path, disk_patterns: Patterns, name: str, make: Cal
     assert_refused(run("reconstruct", name, *GIVEN), 4, name, said)
     assert_refused(run("info", name), 4, name, said)
     assert files(here) == before  # no run folder, no log, nothing beside the data
+
+
+@pytest.mark.parametrize(
+    ("make", "said"), [(all_nan, "no pixel is usable"), (all_zero, "all pixels are 0"), (many_damaged, "16 of 48 patterns are damaged")]
+)
+def test_unusable_patterns(here: Path, disk_patterns: Patterns, make: Callable[[Path, Patterns], None], said: str) -> None:
+    """What the file is can be told all the same."""
+    make(here / "scan.npy", disk_patterns)
+    assert_refused(run("reconstruct", "scan.npy", *GIVEN), 4, "scan.npy", said)
+    told = run("info", "scan.npy")
+    assert told.code == 0 and said in told.out and "scan 6 x 8" in told.out
 
 
 @pytest.mark.parametrize(
@@ -169,7 +177,7 @@ def test_unusable_file(here: Path, disk_patterns: Patterns, name: str, make: Cal
         (["--set", "data.mask=none.npy"], 4, ["none.npy", "no such file"]),
         (["--set", "scan.positions_file=none.csv"], 4, ["none.csv", "no such file"]),
         (["--set", "model.probe_file=none"], 4, ["none", "no such file"]),
-        (["--set", "data.format=tiff"], 3, ["data.format = 'tiff'", "empad, hdf5"]),
+        (["--set", "data.format=bmp"], 3, ["data.format = 'bmp'", "empad, empad_g2"]),
         (["--set", "oops"], 3, ['--set "oops"', "section.key=value"]),
         (["-o", "scan.npy"], 5, ["scan.npy", "this is a file", "-o"]),
         (["-o", "scan.npy/run"], 5, ["scan.npy is a file", "-o"]),

@@ -168,7 +168,7 @@ def test_memory_that_runs_out_before_the_run(scan: Path, monkeypatch: pytest.Mon
     def fail(*_: Any, **__: Any) -> None:
         raise MemoryError("70 GB")
 
-    monkeypatch.setattr("ptycho.io.read", fail)
+    monkeypatch.setattr("ptycho.recipe.read", fail)
     code, _, err = run("info", scan)
     assert code == 6 and err.startswith("ptycho: error: out of memory: 70 GB; ") and err.count("\n") == 1
 

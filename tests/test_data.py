@@ -19,7 +19,7 @@ KNOWN = {"voltage_kV": 80.0, "semiangle_mrad": 20.0, "step_A": 0.5}
 def test_preparation_is_dark_transpose_flips_crop_bin():
     rng = np.random.default_rng(0)
     stored, dark = rng.uniform(10, 20, (3, 12, 16)), rng.uniform(0, 1, (12, 16))
-    kwargs = {"transpose": True, "flip_rows": True, "flip_columns": True, "detector_crop": (2, 14, 0, 8), "bin": 4}
+    kwargs = {"transpose": True, "flip_rows": True, "flip_columns": True, "box": (2, 14, 0, 8), "bin": 4}
     got = Preparation(dark=dark, adu_per_electron=2.0, **kwargs).apply(stored)
     wanted = ((stored - dark) / 2).swapaxes(1, 2)[:, ::-1, ::-1][:, 2:14, 0:8].reshape(3, 3, 4, 2, 4).sum((2, 4))
     np.testing.assert_allclose(got, wanted, rtol=1e-5)
@@ -127,7 +127,7 @@ def test_damaged_frames_are_found_and_dropped(disk_patterns):
     data = read(disk_patterns, **KNOWN)
     np.testing.assert_array_equal(data.survey().bad_frames, [11, 47])
     kept = data.without_bad_frames()
-    assert kept.n_positions == 46 and kept.scan_shape == (1, 46)
+    assert kept.n_positions == 46 and kept.scan_shape == (6, 8) and len(kept.points) == 46
     np.testing.assert_allclose(kept.geometry.positions_A, np.delete(data.geometry.positions_A, [11, 47], axis=0))
     np.testing.assert_array_equal(kept.patterns([11]), disk_patterns.reshape(-1, 32, 32)[12][None])
 
@@ -144,11 +144,88 @@ def test_nothing_to_reconstruct_from_is_an_error(value, message):
         read(np.full((3, 3, 16, 16), value, np.float32), adu_per_electron=1).survey()
 
 
-def test_a_disk_off_the_centre_is_told_and_not_shifted(disk_patterns):
-    data = read(np.roll(disk_patterns, 2, axis=3), **KNOWN)
+def test_a_disk_off_the_centre_is_told_when_it_is_not_to_be_shifted(disk_patterns):
+    data = read(np.roll(disk_patterns, 2, axis=3), centre="none", **KNOWN)
     data.survey()
-    assert any("centred at (16.0" in w and "detector_crop" in w for w in data.warnings)
+    assert any("centred at (16.0" in w and "centre" in w for w in data.warnings)
     assert data.centre()[1] == pytest.approx(18, abs=0.05)
+
+
+@pytest.mark.parametrize("centre", [None, "auto", (16.2, 17.9)])
+def test_patterns_are_centred_by_whole_pixels(disk_patterns, centre):
+    data = read(np.roll(disk_patterns, 2, axis=3), centre=centre, **KNOWN)
+    patterns = data.patterns().reshape(disk_patterns.shape)
+    np.testing.assert_array_equal(patterns[..., :-2], disk_patterns[..., :-2])
+    assert np.isnan(patterns[..., -2:]).all()  # what was beyond the edge of the detector
+    assert data.centre() == pytest.approx((16, 16), abs=0.05) and data.mask.sum() == 32 * 30
+    found = data.calibration["centre_px"]
+    assert found.value == pytest.approx((16, 18), abs=0.3) and found.trusted == (centre == (16.2, 17.9))
+
+
+def test_noise_does_not_move_the_window(disk_patterns):
+    for factor in (1, 2, 4):
+        assert read(disk_patterns, bin=factor, **KNOWN).preparation.box is None
+
+
+@pytest.mark.parametrize("size", [24, (40, 36), 32])
+def test_a_window_is_cut_or_padded_about_the_centre(disk_patterns, size):
+    height, width = (size, size) if isinstance(size, int) else size
+    data = read(disk_patterns, window=size, **KNOWN)
+    patterns = data.patterns([0])[0]
+    assert data.pattern_shape == patterns.shape == (height, width)
+    assert data.centre() == pytest.approx((height // 2, width // 2), abs=0.05)
+    inside = patterns[np.isfinite(patterns)]
+    assert inside.size == min(height, 32) * min(width, 32)
+    assert np.nansum(patterns) == (disk_patterns[0, 0].sum() if height >= 32 else disk_patterns[0, 0, 4:28, 4:28].sum())
+
+
+def test_window_and_crop_exclude_each_other(disk_patterns):
+    with pytest.raises(RecipeError, match="keep one"):
+        read(disk_patterns, window=16, detector_crop=(0, 16, 0, 16), **KNOWN)
+
+
+@pytest.mark.parametrize("kind", ["plane", "parabola"])
+def test_descan_is_found_and_taken_back(kind):
+    """A disk that wanders by up to 4 px over the scan, in whole pixels here, stands still afterwards."""
+    slow, fast = 12, 16
+    v, u = np.indices((slow, fast)) - np.array([slow - 1, fast - 1])[:, None, None] / 2
+    dy, dx = 0.6 * v - 0.1 * u, 0.5 * u
+    if kind == "parabola":
+        dy = dy + 0.06 * v**2
+    y, x = np.indices((64, 64)) - 32
+    wander = np.stack([np.round(dy), np.round(dx)], axis=-1)
+    disks = np.hypot(y - wander[..., 0, None, None], x - wander[..., 1, None, None]) < 9.3
+    counts = np.random.default_rng(0).poisson(disks * 5.0 + 0.02).astype(np.uint16)
+    data = read(counts, descan=kind, **KNOWN)
+    found = data.shifts_px.reshape(slow, fast, 2)
+    wanted = wander - wander.reshape(-1, 2).mean(0)
+    assert np.abs(found - wanted).max() <= 1.1  # rounded twice
+    still = np.nan_to_num(data.patterns())
+    centres = [np.array([(p * (y + 32)).sum(), (p * (x + 32)).sum()]) / p.sum() for p in still[:, :, :]]
+    assert np.ptp(centres, axis=0).max() < 2.5 < np.ptp(wander.reshape(-1, 2), axis=0).min()
+    assert kind in data.calibration["descan"].source and not data.calibration["descan"].trusted
+    np.testing.assert_array_equal(data.patterns([5, 190]), data.patterns()[[5, 190]])
+
+
+def test_gain_image_multiplies_after_the_dark(disk_patterns):
+    gain = np.random.default_rng(0).uniform(0.5, 2, (32, 32))
+    data = read(disk_patterns / gain + 3, dark=np.full((32, 32), 3.0), gain=gain, adu_per_electron=1, **KNOWN)
+    np.testing.assert_allclose(data.patterns([7])[0], disk_patterns.reshape(-1, 32, 32)[7], atol=1e-4)
+
+
+def test_counts_of_one_electron_in_several_pixels_are_found():
+    """Every electron makes 5 counts, spread over its neighbours: a pixel looks Poisson, a block does not."""
+    rng = np.random.default_rng(0)
+    y, x = np.indices((128, 128)) - 64
+    electrons = rng.poisson(np.where(np.hypot(y, x) < 20, 1.0, 0.01), (12, 12, 128, 128))
+    counts = np.zeros(electrons.shape, np.uint8)
+    for _ in range(5):
+        counts += np.roll(electrons, rng.integers(-1, 2, 2), (2, 3)).astype(np.uint8)
+    data = read(counts, **KNOWN)
+    found = data.calibration["adu_per_electron"]
+    assert found.value == pytest.approx(5, rel=0.15) and not found.trusted and any("counts" in w for w in data.warnings)
+    assert read(electrons.astype(np.uint8), **KNOWN).calibration["adu_per_electron"].value == 1
+    assert read(counts, adu_per_electron=1, **KNOWN).calibration["adu_per_electron"].source == "user"
 
 
 def test_user_mask_and_dark(disk_patterns, tmp_path: Path):
@@ -190,7 +267,7 @@ def test_a_disk_larger_than_the_pattern_is_an_error(disk_patterns):
         ({"bin": 3}, "bin = 3 does not divide"),
         ({"bin": 0}, "bin = 0"),
         ({"affine": [[1, 0], [1, 0]]}, "invertible"),
-        ({"format": "mrc"}, "format"),
+        ({"format": "bmp"}, "format"),
     ],
 )
 def test_wrong_values_are_recipe_errors(disk_patterns, tmp_path: Path, values, message):

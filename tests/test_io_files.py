@@ -12,7 +12,7 @@ import pytest
 
 from ptycho.errors import DataError, OutputError
 from ptycho.frames import Quantity
-from ptycho.io import open_source, read, write_hdf5
+from ptycho.io import read, write_hdf5
 
 SUFFIXES = (".raw", ".xml", ".h5", ".emd", ".nxs", ".cxi", ".mat", ".npy", ".npz", ".unknown")
 
@@ -46,9 +46,9 @@ def test_first_bytes_decide_for_an_unknown_suffix(disk_patterns, tmp_path: Path)
     np.save(tmp_path / "a.npy", disk_patterns)
     path = (tmp_path / "a.npy").rename(tmp_path / "a.bin")
     assert read(path).source.header.format == "npy"
-    (tmp_path / "b.mat").write_bytes(b"MATLAB 5.0 MAT-file" + bytes(500))
-    with pytest.raises(DataError, match=r"-v7\.3"):
-        read(tmp_path / "b.mat")
+    (tmp_path / "b.bin").write_bytes(b"BZh91AY" + bytes(500))
+    with pytest.raises(DataError, match="compressed; unpack it first"):
+        read(tmp_path / "b.bin")
 
 
 # HDF5
@@ -91,13 +91,6 @@ def test_sto(test_data: Path):
 def test_rotavirus(test_data: Path):
     data = read(test_data / "rotavirus" / "rotavirus_64x64x128x128.h5::data", scan_region=(0, 64, 0, 16))
     assert data.scan_shape == (64, 16) and data.pattern_shape == (128, 128)
-
-
-def test_cxi_is_a_stack(test_data: Path):
-    path = test_data / "formats" / "xray_nearfield_cdtools" / "PETRAIII_P25_Near_Field_Ptycho.cxi"
-    assert open_source(path).header.n_frames == 200
-    with pytest.raises(DataError, match="scan shape of 200 frames"):
-        read(path)
 
 
 def test_a_dataset_is_chosen_or_asked_for(tmp_path: Path):

@@ -5,6 +5,7 @@ import pytest
 import torch
 
 import ptycho.patterns
+from ptycho.errors import DataError
 from ptycho.io import read
 from ptycho.loss import Loss
 from ptycho.patterns import Patterns
@@ -14,8 +15,10 @@ CPU = torch.device("cpu")
 
 
 def patterns_of(counts, resident, monkeypatch, **options):
-    monkeypatch.setattr(ptycho.patterns, "_free_bytes", lambda device: 2**40 if resident else 0)
-    return Patterns(read(counts, **KNOWN, **options), CPU)
+    monkeypatch.setattr(ptycho.patterns, "free_bytes", lambda device: 2**40 if resident else 0)
+    patterns = Patterns(read(counts, **(KNOWN | options)), CPU)
+    assert patterns.resident == resident
+    return patterns
 
 
 @pytest.mark.parametrize("resident", [True, False])
@@ -29,9 +32,9 @@ def test_batches_are_in_corner_order(resident, disk_patterns, monkeypatch):
 
 def test_odd_and_rectangular_patterns_have_zero_frequency_first(monkeypatch):
     counts = np.ones((2, 2, 9, 12), np.float32)
-    counts[:, :, 4, 6] = 100
+    counts[:, :, 4, 6] = 2  # more would be a hot pixel
     batch = patterns_of(counts, True, monkeypatch, pixel_invA=0.2).batch(torch.arange(4))
-    assert batch.shape == (4, 9, 12) and (batch[:, 0, 0] == 100).all() and batch.sum() == 4 * (107 + 100)
+    assert batch.shape == (4, 9, 12) and (batch[:, 0, 0] == 2).all() and batch.sum() == 4 * (107 + 2)
 
 
 def test_memory_and_file_are_the_same(disk_patterns, monkeypatch):
@@ -77,3 +80,70 @@ def test_least_is_the_loss_of_a_perfect_model(name, disk_patterns, monkeypatch):
     wanted = loss.value(counts.double(), counts.double())[used].sum().item()
     assert patterns.least(loss, mask).sum().item() == pytest.approx(wanted, rel=1e-5, abs=1e-3)
     assert patterns.least(loss, mask).sum().item() == pytest.approx(wanted * (name == "poisson"), rel=1e-5, abs=1e-3)
+
+
+@pytest.mark.parametrize(
+    ("change", "options", "kept"),
+    [
+        (lambda c: c, {}, torch.uint8),
+        (lambda c: c.astype(np.uint16), {}, torch.uint8),
+        (lambda c: c * 200, {}, torch.int16),
+        (lambda c: c * 4000, {}, torch.float32),
+        (lambda c: c + 0.25, {}, torch.float32),
+        (lambda c: (c * 5).astype(np.uint8), {"adu_per_electron": 4.86}, torch.uint8),
+        (lambda c: c * 148, {"adu_per_electron": 148.0}, torch.uint8),
+    ],
+)
+def test_whole_counts_stay_whole_numbers_in_memory(change, options, kept, disk_patterns, monkeypatch):
+    counts = change(disk_patterns)
+    if counts.dtype == np.float32:
+        counts[5, 5, 3, 4] = np.nan  # in the last block as well as the first
+        counts[0, 0, 3, 4] = np.nan
+    monkeypatch.setattr("ptycho.patterns._BLOCK_BYTES", 4 * 32 * 32 * 5)
+    from_memory, from_file = (patterns_of(counts, resident, monkeypatch, **options) for resident in (True, False))
+    assert from_memory._resident.dtype == kept
+    for index in torch.arange(48).split(7):
+        np.testing.assert_array_equal(from_memory.batch(index).clone().numpy(), from_file.batch(index).numpy())
+    assert from_memory.missing == from_file.missing == (counts.dtype == np.float32)
+
+
+def test_counts_that_grow_late_change_the_type_of_all(disk_patterns, monkeypatch):
+    disk_patterns[3, 3, 16, 16] = 300
+    disk_patterns[5, 5, 16, 16] = 0.5
+    disk_patterns[0, 1, 2, 2] = np.nan
+    monkeypatch.setattr("ptycho.patterns._BLOCK_BYTES", 4 * 32 * 32 * 5)
+    patterns = patterns_of(disk_patterns, True, monkeypatch)
+    assert patterns._resident.dtype == torch.float32 and patterns.missing
+    wanted = np.fft.ifftshift(disk_patterns.reshape(48, 32, 32), axes=(1, 2))
+    np.testing.assert_array_equal(patterns.batch(torch.arange(48)).numpy(), wanted)
+
+
+@pytest.mark.parametrize("resident", [True, False])
+def test_batches_of_a_plan_come_in_its_order(resident, disk_patterns, monkeypatch):
+    patterns = patterns_of(disk_patterns, resident, monkeypatch)
+    plan = np.array_split(np.random.default_rng(0).permutation(48), 9)
+    for part, (index, counts) in zip(plan, patterns.batches(plan), strict=True):
+        np.testing.assert_array_equal(index.numpy(), part)
+        np.testing.assert_array_equal(counts.numpy(), np.fft.ifftshift(disk_patterns.reshape(48, 32, 32)[part], axes=(1, 2)))
+
+
+def test_a_file_that_is_cut_while_it_is_read_is_told(disk_patterns, tmp_path, monkeypatch):
+    np.save(tmp_path / "a.npy", disk_patterns)
+    patterns = patterns_of(tmp_path / "a.npy", False, monkeypatch)
+    batches = patterns.batches([np.arange(i, i + 4) for i in range(0, 48, 4)])
+    next(batches)
+    with open(tmp_path / "a.npy", "r+b") as file:
+        file.truncate(60_000)
+    with pytest.raises(DataError, match=r"ends at byte .* has it been cut"):
+        list(batches)
+
+
+def test_masked_pixels_are_zero_and_not_missing(disk_patterns, monkeypatch):
+    disk_patterns[:, :, 4, 5] = np.nan
+    patterns = patterns_of(disk_patterns, True, monkeypatch)
+    assert not patterns.missing and (patterns.batch(torch.arange(48))[:, 20, 21] == 0).all()
+
+
+def test_memory_is_bounded_by_what_the_user_says(disk_patterns):
+    for limit, resident in ((0, False), (1e-6, False), (1.0, True)):
+        assert Patterns(read(disk_patterns, memory_GB=limit, **KNOWN), CPU).resident == resident

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import json
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from ptycho.cli.reconstruct import numbers
+from ptycho.cli.arguments import numbers, recipe_for
 
 if TYPE_CHECKING:
     from ptycho.data import Dataset4D
@@ -19,29 +20,68 @@ _FORMATS = {"empad": "EMPAD", "hdf5": "HDF5", "npy": "NumPy", "npz": "NumPy (npz
 
 def info(
     file: Annotated[str, typer.Argument(metavar="FILE|RECIPE", help="file.h5::/entry/data names a data set in it.")],
+    output: Annotated[Path | None, typer.Option("-o", "--output", metavar="PNG", help="Mean pattern, bright field and histogram.")] = None,
     scan_shape: Annotated[str | None, typer.Option("--scan-shape", metavar="SLOW,FAST", help="When the file does not know it.")] = None,
+    set_: Annotated[list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="As in --set data.flip_rows=true; repeatable.")] = None,
     as_json: Annotated[bool, typer.Option("--json", help="For programs.")] = False,
     survey: Annotated[bool, typer.Option("--survey/--no-survey", help="Read the patterns for mean, hot and dead pixels.")] = True,
 ) -> None:
     """Shape, type, metadata with unit and source, mean pattern, and what is missing."""
+    from ptycho.errors import DataError
+
     shape = numbers(scan_shape, "--scan-shape")
-    data = _open(file, shape)
+    settings = [*([] if shape is None else [f"scan.shape={shape}"]), *(set_ or [])]
+    data, unknown = _open(file, settings)
     facts = _facts(data)
+    facts["missing"] = {"shape": "scan"} if unknown else {}
     if survey:
-        facts["patterns"] = _patterns(data)
-    facts["missing"] = {name: section for name, section in _NEEDED.items() if name not in data.calibration}
+        try:
+            facts["patterns"] = _patterns(data)
+        except DataError as error:
+            if output is not None:
+                raise
+            data.warnings.append(str(error))
+    facts["missing"] |= {name: section for name, section in _NEEDED.items() if name not in data.calibration and not _listed(data, name)}
     facts["warnings"] = list(data.warnings)
+    if output is not None:
+        facts["picture"] = str(_draw(data, output))
     typer.echo(json.dumps(facts, indent=1, ensure_ascii=False) if as_json else _table(facts))
 
 
-def _open(file: str, shape: Any) -> Dataset4D:
-    if file.endswith(".toml"):
-        from ptycho.recipe import Recipe
+def _listed(data: Dataset4D, name: str) -> bool:
+    """Positions that are listed in a file need no step."""
+    return name == "step_A" and data.positions_A is not None
 
-        return Recipe.load(file, [] if shape is None else [f"scan.shape={shape}"]).read()
-    from ptycho.io import read
 
-    return read(file, scan_shape=shape)
+def _open(file: str, settings: list[str]) -> tuple[Dataset4D, bool]:
+    """(the data, True when their scan shape is not known and they are shown as one line)."""
+    recipe = recipe_for(file, settings)
+    if recipe.scan.shape is None:
+        n_frames = recipe.frames_without_shape()
+        if n_frames is not None:
+            from ptycho.io.files import factor_pairs
+
+            data = recipe.model_copy(update={"scan": recipe.scan.model_copy(update={"shape": (1, n_frames)})}).read()
+            data.warnings.insert(0, f"the scan shape of {n_frames} frames is not known; for example {factor_pairs(n_frames)}")
+            return data, True
+    return recipe.read(), False
+
+
+def _draw(data: Dataset4D, output: Path) -> Path:
+    """The picture, in its place; what was there is replaced only by a complete one."""
+    import numpy as np
+
+    from ptycho.errors import OutputError
+    from ptycho.io.files import replace_file
+    from ptycho.overview import overview
+    from ptycho.plot import overview_png
+
+    if output.suffix.lower() != ".png":
+        raise OutputError(f"{output}: pictures are PNG files; give a name that ends in .png")
+    step = data.calibration.get("step_A")
+    title = f"{data.name}   ·   {_by(list(data.scan_shape))} patterns of {_by(list(data.pattern_shape))} px"
+    replace_file(output, overview_png(overview(data), title, None if step is None else float(np.mean(step.value))))
+    return output
 
 
 def _facts(data: Dataset4D) -> dict[str, Any]:
@@ -51,6 +91,7 @@ def _facts(data: Dataset4D) -> dict[str, Any]:
         "file": str(data.source.header.path),
         "format": data.source.header.format,
         "scan": list(data.scan_shape),
+        "patterns_used": data.n_positions,
         "pattern": list(data.pattern_shape),
         "type": str(data.source.header.dtype),
         "metadata": {
@@ -72,7 +113,8 @@ def _patterns(data: Dataset4D) -> dict[str, Any]:
     return {
         "surveyed": survey.n_surveyed, "electrons_per_pattern": survey.mean_electrons, "largest_pixel_electrons": survey.max_electrons,
         "values_not_finite": survey.n_nonfinite, "values_negative": survey.n_negative, "hot_pixels": survey.n_hot,
-        "dead_pixels": survey.n_dead, "bad_patterns": len(survey.bad_frames), "disk_centre_px": centre, "disk_radius_px": radius,
+        "dead_pixels": survey.n_dead, "pixels_never_measured": survey.n_static_bad, "bad_patterns": len(survey.bad_frames),
+        "disk_centre_px": centre, "disk_radius_px": radius,
     }  # fmt: skip
 
 
@@ -88,9 +130,14 @@ def _table(facts: dict[str, Any]) -> str:
         lines += ["", f"Patterns ({facts['patterns']['surveyed']} of them read)", *_pattern_lines(facts["patterns"], facts["pattern"])]
     if facts["missing"]:
         lines += ["", "Missing: a reconstruction needs, in the recipe or on the command line"]
-        lines += [f"  {name:<20}[{section}] {name} = ...  or  {_flag(name)} ..." for name, section in facts["missing"].items()]
+        lines += [
+            f"  {'scan_shape' if name == 'shape' else name:<20}[{section}] {name} = ...  or  {_flag('scan_shape' if name == 'shape' else name)} ..."
+            for name, section in facts["missing"].items()
+        ]
     if "defocus_A" not in facts["metadata"] and "aberrations" not in facts["metadata"]:
         lines += ["", "Not known and taken as 0: defocus_A; give [microscope] defocus_A = ...  or  --defocus-A ... (positive is underfocus)"]
+    if "picture" in facts:
+        lines += ["", f"picture: {facts['picture']}"]
     if facts["warnings"]:
         lines += ["", "Warnings", *(f"  {warning}" for warning in facts["warnings"])]
     return "\n".join(lines)
@@ -98,7 +145,8 @@ def _table(facts: dict[str, Any]) -> str:
 
 def _pattern_lines(found: dict[str, Any], pattern: list[int]) -> list[str]:
     bad = {
-        "hot pixels": found["hot_pixels"], "dead pixels": found["dead_pixels"], "damaged patterns": found["bad_patterns"],
+        "hot pixels": found["hot_pixels"], "dead pixels": found["dead_pixels"], "pixels never measured": found["pixels_never_measured"],
+        "damaged patterns": found["bad_patterns"],
         "values not finite": found["values_not_finite"], "values below -1 electron": found["values_negative"],
     }  # fmt: skip
     disk = "none found"
@@ -117,7 +165,7 @@ def _order(name: str) -> int:
     """Microscope, scan and detector in the recipe's order; what is only told, last."""
     names = (
         "voltage_kV", "semiangle_mrad", "defocus_A", "aberrations", "step_A", "rotation_deg", "affine",
-        "pixel_invA", "pixel_mrad", "adu_per_electron", "flip_rows",
+        "pixel_invA", "pixel_mrad", "adu_per_electron", "flip_rows", "centre_px", "descan",
     )  # fmt: skip
     return names.index(name) if name in names else len(names)
 
@@ -127,6 +175,8 @@ def _value(quantity: dict[str, Any]) -> str:
     value, unit = quantity["value"], quantity["unit"]
     if isinstance(value, bool):
         return "yes" if value else "no"
+    if isinstance(value, str):
+        return value
     if isinstance(value, dict):
         return ", ".join(f"{key} = {number:.6g}" for key, number in value.items())
     if isinstance(value, list) and value and isinstance(value[0], list):

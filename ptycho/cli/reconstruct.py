@@ -9,6 +9,8 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from ptycho.cli.arguments import numbers, recipe_for
+
 if TYPE_CHECKING:
     from ptycho.recipe import Recipe
     from ptycho.result import Result
@@ -61,21 +63,10 @@ def reconstruct(
         "model.slices": slices, "model.slice_thickness_A": slice_thickness_A, "solve.0.kind": kind, "solve.0.epochs": epochs,
     }  # fmt: skip
     settings = [f"{key}={str(value).lower() if isinstance(value, bool) else value}" for key, value in given.items() if value is not None]
-    recipe = _recipe(source, settings + (set_ or []))
+    recipe = recipe_for(str(_make_demo()) if source == "demo" else source, settings + (set_ or []))
     folder, result = _run(recipe, output or Path(recipe.output.directory), fresh, device, threads)
     typer.echo(f"picture: {folder / 'phase.png'}")
     _tell_agreement(result, Path(recipe.data.path.partition("::")[0]).parent / "truth.npz")
-
-
-def _recipe(source: str, settings: list[str]) -> Recipe:
-    """The recipe of a file, of the demo (made when it is not there), or one around a data file."""
-    from ptycho.recipe import Recipe
-
-    if source == "demo":
-        source = str(_make_demo())
-    if source.endswith(".toml"):
-        return Recipe.load(source, settings)
-    return Recipe.parse({"data": {"path": source}}, settings, name=source)
 
 
 def _make_demo() -> Path:
@@ -125,14 +116,3 @@ def _tell_agreement(result: Result, truth: Path) -> None:
         typer.echo(f"no comparison with {truth}: {' '.join(str(error).split())}")
         return
     typer.echo(f"match with the truth: correlation {found.correlation:.3f}, resolution {found.resolution_A:.2f} Å")
-
-
-def numbers(text: str | None, option: str) -> list[float] | float | None:
-    """ "48,48" as [48, 48], "0.7" as 0.7; ``option`` is named when it is neither."""
-    if text is None:
-        return None
-    try:
-        values = [float(part) if "." in part or "e" in part else int(part) for part in text.replace("x", ",").split(",")]
-    except ValueError:
-        raise typer.BadParameter(f'"{text}": one number, or two with a comma between them, is needed', param_hint=option) from None
-    return values if len(values) > 1 else values[0]

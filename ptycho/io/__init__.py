@@ -1,9 +1,9 @@
-"""Reading and writing 4D-STEM data: one table from suffix to reader, one function ``read``."""
+"""Reading and writing 4D-STEM data: one function ``read`` for all formats of ``ptycho.io.formats``."""
 
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, TypeAlias
@@ -13,49 +13,53 @@ from numpy.typing import NDArray
 
 from ptycho.aberrations import parse_aberrations
 from ptycho.data import Dataset4D
-from ptycho.errors import DataError, RecipeError
+from ptycho.errors import RecipeError
 from ptycho.frames import UNITS, FrameSource, Quantity
-from ptycho.io import empad, hdf5_dialects, numpy_file
-from ptycho.io.checks import LIMITS, check_affine, check_box, check_number, check_shape, check_step, check_whole
+from ptycho.geometry import raster_positions_A
+from ptycho.io.alignment import Descan, View, aim
+from ptycho.io.checks import (
+    check_affine,
+    check_box,
+    check_centre,
+    check_counts,
+    check_descan,
+    check_memory,
+    check_number,
+    check_shape,
+    check_step,
+    check_whole,
+    check_window,
+)  # fmt: skip
 from ptycho.io.empad import write_empad
-from ptycho.io.files import file_size, unreadable
-from ptycho.io.gain import find_adu_per_electron, sample_frames
+from ptycho.io.formats import FORMATS, open_source
+from ptycho.io.gain import sample_frames
 from ptycho.io.hdf5_write import write_hdf5
 from ptycho.io.images import read_image
-from ptycho.io.options import Options
-from ptycho.io.scan import place_frames, read_positions
+from ptycho.io.known import calibration_of, default_flip, gain_of
+from ptycho.io.options import Options, RawLayout
+from ptycho.io.scan import Placed, ScanRequest, place_frames, read_positions
 from ptycho.io.source import ArraySource
 from ptycho.preparation import Preparation
 
-__all__ = ["FORMATS", "open_source", "read", "write_empad", "write_hdf5"]
+__all__ = ["FORMATS", "Options", "RawLayout", "open_source", "read", "write_empad", "write_hdf5"]
 
 PathLike: TypeAlias = str | os.PathLike[str]
-Opener: TypeAlias = Callable[[Path, Options], FrameSource]
-
-#: Format -> reader. A new format is one module and one line in each of these tables.
-FORMATS: Mapping[str, Opener] = {
-    "empad": empad.open_empad,
-    "hdf5": hdf5_dialects.open_hdf5,
-    "npy": numpy_file.open_npy,
-    "npz": numpy_file.open_npz,
-}
-_SUFFIXES = {
-    ".raw": "empad", ".xml": "empad",
-    ".h5": "hdf5", ".hdf5": "hdf5", ".hdf": "hdf5", ".emd": "hdf5", ".nxs": "hdf5", ".cxi": "hdf5", ".mat": "hdf5",
-    ".npy": "npy", ".npz": "npz",
-}  # fmt: skip
-_MAGIC = ((b"\x89HDF\r\n\x1a\n", "hdf5"), (b"\x93NUMPY", "npy"), (b"PK\x03\x04", "npz"))
+Image: TypeAlias = PathLike | NDArray[Any]
 
 
 def read(
     path: PathLike | NDArray[Any],
     *,
     format: str | None = None,
+    layout: RawLayout | Mapping[str, Any] | None = None,
+    calibration_file: PathLike | None = None,
     voltage_kV: float | None = None,
     semiangle_mrad: float | None = None,
     defocus_A: float | None = None,
     aberrations: Mapping[str, float] | None = None,
     scan_shape: Sequence[int] | None = None,
+    flyback: Sequence[int] | None = None,
+    skip_frames: int = 0,
     step_A: float | Sequence[float] | None = None,
     rotation_deg: float | None = None,
     affine: Sequence[Sequence[float]] | None = None,
@@ -66,19 +70,35 @@ def read(
     flip_columns: bool = False,
     transpose: bool = False,
     scan_region: Sequence[int] | None = None,
+    centre: str | Sequence[float] | None = None,
+    window: int | Sequence[int] | None = None,
     detector_crop: Sequence[int] | None = None,
+    descan: Descan | None = None,
     bin: int = 1,
-    mask: PathLike | NDArray[Any] | None = None,
-    dark: PathLike | NDArray[Any] | None = None,
+    mask: Image | None = None,
+    dark: Image | None = None,
+    gain: Image | None = None,
     adu_per_electron: float | None = None,
+    memory_GB: float | None = None,
 ) -> Dataset4D:
-    """Open a 4D-STEM data set: EMPAD raw or xml, HDF5 ("file.h5::/entry/data" names a dataset), npy, npz, or an array.
+    """Open a 4D-STEM data set: a file of any format in ``FORMATS`` ("file.h5::/entry/data" names a dataset in it), a folder, or an array.
 
-    Patterns stay in the file; only when the type is no integer and ``adu_per_electron`` is not given, up to 200 of them are read to
-    find it. Values given here win over the file's. ``step_A`` is one number or (slow, fast); ``scan_region`` and ``detector_crop``
-    are (y0, y1, x0, x1); ``pixel_invA`` and ``pixel_mrad`` are those of the detector before ``bin``; ``positions_file`` (csv, npy,
-    h5) has two columns y, x in Å, one row for each pattern; ``mask`` (npy, tiff or array; nonzero = use) has the final pattern's
-    shape, ``dark`` the stored frame's and unit. Raises RecipeError for a wrong value given here, DataError for a file that cannot be used.
+    Patterns stay in the file; up to 200 of them are read to find the centre and electrons per count. Values given here win over the
+    file's.
+
+    Scan: ``scan_shape`` (slow, fast) without ``flyback`` (frames before, after each line) and after ``skip_frames``; ``step_A`` one number or
+    (slow, fast); ``positions_file`` (csv, npy, h5) two columns y, x in Å, one row for each pattern; ``scan_region`` (y0, y1, x0, x1).
+
+    Detector: ``transpose``, then ``flip_rows`` and ``flip_columns``; then the window: ``centre`` (y, x) in pixels, "auto" (the bright-field
+    disk; the default without ``detector_crop`` and ``mask``) or "none", ``window`` its size (larger than the frame: padded with pixels
+    that were not measured), or ``detector_crop`` (y0, y1, x0, x1); ``descan`` "plane" or "parabola" moves the window with the disk; ``bin`` last.
+    ``pixel_invA`` and ``pixel_mrad`` are those before ``bin``. ``mask`` (npy, tiff or array; nonzero = use) has the final pattern's shape,
+    ``dark`` (ADU) and ``gain`` (a factor) the stored frame's.
+
+    ``layout`` describes raw binary files, ``calibration_file`` holds the maps of an EMPAD-G2. At most ``memory_GB`` of patterns are kept in
+    memory by a reconstruction (default: half of what is free); more are read as they are needed.
+
+    Raises RecipeError for a wrong value given here, DataError for a file that cannot be used.
     """
     arguments = {name: value for name, value in locals().items() if value is not None}
     given = {
@@ -95,33 +115,63 @@ def read(
     if aberrations:
         parse_aberrations({**aberrations, **({} if defocus_A is None else {"defocus_A": defocus_A})})
         user["aberrations"] = Quantity(dict(aberrations), "Å, °", "user")
-    wanted_shape = None if scan_shape is None else check_shape("scan.shape", scan_shape)
-    region = None if scan_region is None else check_box("data.scan_region", scan_region)
-    crop = None if detector_crop is None else check_box("data.detector_crop", detector_crop)
+    request = ScanRequest(
+        shape=None if scan_shape is None else check_shape("scan.shape", scan_shape),
+        region=None if scan_region is None else check_box("data.scan_region", scan_region),
+        flyback=None if flyback is None else check_counts("scan.flyback", flyback),
+        skip=check_counts("scan.skip_frames", (skip_frames, 0))[0],
+    )
+    # A crop and a mask were made by someone who looked at the patterns as they are.
+    view = View(
+        centre=check_centre(centre if centre is not None else "auto" if detector_crop is None and mask is None else "none"),
+        window=check_window(window),
+        crop=None if detector_crop is None else check_box("data.detector_crop", detector_crop),
+        descan=check_descan(descan),
+    )
+    if view.crop is not None and (view.window is not None or view.centre != "none"):
+        raise RecipeError("data.detector_crop is given beside data.window or data.centre; keep one of them")
+    options = Options(
+        scan_shape=request.shape,
+        layout=RawLayout(**layout) if isinstance(layout, Mapping) else layout,
+        calibration_file=None if calibration_file is None else Path(calibration_file),
+    )
+    limit = check_memory(memory_GB)
 
-    source = ArraySource(path) if isinstance(path, np.ndarray) else open_source(path, format)
+    source: FrameSource = ArraySource(path) if isinstance(path, np.ndarray) else open_source(path, format, options)
     try:
-        warnings = list(source.header.warnings)
-        calibration = _calibration(source, user, warnings)
-        positions = None if positions_file is None else read_positions(positions_file)
-        shape, frames, positions = place_frames(source, wanted_shape, region, positions, warnings)
-        flip = Quantity(flip_rows, "", "user") if flip_rows is not None else _default_flip(source)
+        header = source.header
+        warnings = list(header.warnings)
+        calibration = calibration_of(header, user, warnings)
+        if positions_file is not None:
+            request = replace(request, positions=read_positions(positions_file))
+        placed = place_frames(header, request, warnings)
+        flip = Quantity(flip_rows, "", "user") if flip_rows is not None else default_flip(header)
         calibration["flip_rows"] = flip
+        looks = view.centre == "auto" or "adu_per_electron" not in calibration
+        sample = sample_frames(source) if looks else np.empty((0, *header.frame_shape), header.dtype)
         if "adu_per_electron" not in calibration:
-            calibration["adu_per_electron"] = _gain(source, calibration, warnings)
+            calibration["adu_per_electron"] = gain_of(header, sample, calibration, warnings)
         preparation = Preparation(
-            dark=None if dark is None else read_image("data.dark", dark, source.header.frame_shape),
+            dark=None if dark is None else read_image("data.dark", dark, header.frame_shape),
+            gain=None if gain is None else read_image("data.gain", gain, header.frame_shape),
+            bad_pixels=header.bad_pixels,
+            saturation=header.saturation,
             adu_per_electron=calibration["adu_per_electron"].value,
             transpose=transpose,
             flip_rows=bool(flip.value),
             flip_columns=flip_columns,
-            detector_crop=crop,
             bin=check_whole("data.bin", bin),
         )
-        pattern_shape = preparation.pattern_shape(source.header.frame_shape)
+        aimed = aim(view, source, preparation, sample, placed.frames, _places(placed))
+        preparation = replace(preparation, box=aimed.box)
+        calibration |= aimed.found
+        pattern_shape = preparation.pattern_shape(header.frame_shape)
         if mask is not None:
             preparation = replace(preparation, mask=read_image("data.mask", mask, pattern_shape) != 0)
-        data = Dataset4D(source, preparation, calibration, shape, frames, positions, list(dict.fromkeys(warnings)), arguments)
+        data = Dataset4D(
+            source, preparation, calibration, placed.shape, placed.frames, placed.points, placed.positions, aimed.shifts_px, limit,
+            list(dict.fromkeys(warnings)), arguments,
+        )  # fmt: skip
         if {"voltage_kV", "semiangle_mrad"} <= calibration.keys() and ({"pixel_invA", "pixel_mrad"} & calibration.keys()):
             data.check_disk_fits(data.pixel_invA.value)
     except BaseException:
@@ -130,97 +180,9 @@ def read(
     return data
 
 
-def open_source(path: PathLike, format: str | None = None) -> FrameSource:
-    """The frames of a file as stored, by ``format``, suffix or first bytes. Raises DataError when it cannot be opened."""
-    name, _, dataset = os.fspath(path).partition("::")
-    file = Path(name).expanduser()
-    if format is not None and format not in FORMATS:
-        raise RecipeError(f"data.format = {format!r}: unknown; known are {', '.join(FORMATS)}")
-    return FORMATS[format or _guess_format(file)](file, Options(dataset=dataset or None))
-
-
-def _guess_format(path: Path) -> str:
-    file_size(path)
-    try:
-        with open(path, "rb") as file:
-            head = file.read(520)
-    except OSError as error:
-        raise unreadable(path, error) from None
-    if head.startswith(b"MATLAB 5.0"):
-        raise DataError(f"{path}: this is a MATLAB 5 file; save it in MATLAB with save(..., '-v7.3')")
-    if path.suffix.lower() in _SUFFIXES:
-        return _SUFFIXES[path.suffix.lower()]
-    for magic, format in _MAGIC:
-        if head.startswith(magic) or head[512:].startswith(magic):
-            return format
-    raise DataError(f"{path}: the format is not recognised; known are {', '.join(_SUFFIXES)}; choose one with format = {' | '.join(FORMATS)}")
-
-
-# What the file says
-
-
-def _calibration(source: FrameSource, user: dict[str, Quantity], warnings: list[str]) -> dict[str, Quantity]:
-    """The file's usable values with the user's in their place."""
-    name = source.header.path.name
-    calibration = {key: q for key, q in source.header.metadata.items() if key != "scan_shape" and _usable(key, q, warnings)}
-    for key in ("voltage_kV", "step_A", "pixel_invA", "pixel_mrad", "semiangle_mrad", "adu_per_electron"):
-        if key in user and key in calibration and _differ(user[key].value, calibration[key].value):
-            warnings.append(f"{key} = {_shown(user[key])} is used; {calibration[key].source} says {_shown(calibration[key])}")
-    if {"pixel_invA", "pixel_mrad"} & user.keys():
-        calibration = {key: q for key, q in calibration.items() if key not in ("pixel_invA", "pixel_mrad")}
-    if "aberrations" in user:
-        calibration.pop("defocus_A", None)  # the file's defocus is not the C10 of the list that was given
-    if "step_A" in calibration and "step_A" not in user and not calibration["step_A"].trusted:
-        warnings.append(f"step_A = {_shown(calibration['step_A'])} is a guess ({calibration['step_A'].source}); check it")
-    rotation = calibration.get("rotation_deg")
-    if rotation is None or not rotation.trusted:
-        said = "" if rotation is None else f"; {rotation.source} says {rotation.value:g}, which is not applied"
-        calibration["rotation_deg"] = Quantity(0.0, "°", f"default: 0{said}")
-        if rotation is not None and abs(rotation.value) > 0.01 and "rotation_deg" not in user:
-            warnings.append(f"{name}: a scan rotation of {rotation.value:.2f}° is recorded and not applied; give rotation_deg")
-    return {**calibration, **user}
-
-
-def _usable(key: str, quantity: Quantity, warnings: list[str]) -> bool:
-    """False, with a warning, for a value of the file that cannot be true (a voltage of 0 when the gun was off)."""
-    try:
-        if key in LIMITS:
-            check_number(key, quantity.value)
-        elif key == "step_A":
-            check_step(quantity.value)
-    except RecipeError:
-        warnings.append(f"{key} = {quantity.value} from {quantity.source} is not used: it is not possible")
-        return False
-    return True
-
-
-def _differ(a: Any, b: Any) -> bool:
-    return bool(np.any(np.abs(np.divide(a, b) - 1) > 0.05))
-
-
-def _shown(quantity: Quantity) -> str:
-    values = np.atleast_1d(quantity.value)
-    return f"{' x '.join(f'{v:.4g}' for v in dict.fromkeys(values.tolist()))} {quantity.unit}"
-
-
-def _default_flip(source: FrameSource) -> Quantity:
-    why = "default: EMPAD stores rows upside down" if source.header.format == "empad" else "default: rows as stored"
-    return Quantity(source.header.flip_rows, "", why)
-
-
-def _gain(source: FrameSource, calibration: dict[str, Quantity], warnings: list[str]) -> Quantity:
-    """ADU per electron from the data, else what is typical of the detector."""
-    if source.header.dtype.kind in "biu" and source.header.dtype.itemsize <= 4 and source.header.format != "empad":
-        return Quantity(1.0, "ADU", "default: counts are integers")
-    found = find_adu_per_electron(sample_frames(source))
-    voltage = calibration["voltage_kV"].value if source.header.format == "empad" and "voltage_kV" in calibration else None
-    typical = None if voltage is None else empad.typical_adu_per_electron(voltage)
-    if found is not None:
-        if typical is not None and found[0] != 1 and not 0.6 < found[0] / typical < 1.6:
-            warnings.append(f"adu_per_electron = {found[0]:.4g} ({found[1]}); an EMPAD has about {typical:.0f} at {voltage:g} kV: check it")
-        return Quantity(found[0], "ADU", f"estimate: {found[1]}", trusted=False)
-    if typical is not None:
-        warnings.append(f"adu_per_electron = {typical:.0f} is only typical of an EMPAD at {voltage:g} kV; give adu_per_electron when you know it")
-        return Quantity(typical, "ADU", f"default: typical of an EMPAD at {voltage:g} kV", trusted=False)
-    warnings.append("adu_per_electron is not known and taken as 1: the dose may be wrong; give adu_per_electron")
-    return Quantity(1.0, "ADU", "default: not known", trusted=False)
+def _places(placed: Placed) -> NDArray[np.float64]:
+    """Scan coordinates (N, 2) of the patterns, in any unit."""
+    if placed.positions is not None:
+        return placed.positions
+    raster = raster_positions_A(placed.shape, (1.0, 1.0))
+    return raster if placed.points is None else raster[placed.points]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 
@@ -85,3 +85,51 @@ def check_box(key: str, box: Sequence[int]) -> tuple[int, int, int, int]:
     if not (0 <= y0 < y1 and 0 <= x0 < x1):
         raise RecipeError(f"{key} = {box!r}: 0 <= y0 < y1 and 0 <= x0 < x1 are needed")
     return y0, y1, x0, x1
+
+
+def check_centre(centre: str | Sequence[float]) -> tuple[float, float] | Literal["auto", "none"]:
+    """A centre (y, x) in detector pixels, "auto" or "none"."""
+    if centre == "auto" or centre == "none":
+        return "auto" if centre == "auto" else "none"
+    try:
+        values = np.asarray(centre, float)
+    except (TypeError, ValueError):
+        values = np.empty(0)
+    if values.shape != (2,) or not np.isfinite(values).all() or np.abs(values).max() > 1e6:
+        raise RecipeError(f'data.centre = {centre!r}: "auto", "none" or [y, x] in detector pixels is needed')
+    return float(values[0]), float(values[1])
+
+
+def check_window(window: int | Sequence[int] | None) -> tuple[int, int] | None:
+    """A size (ky, kx) in detector pixels from one number or two."""
+    if window is None:
+        return None
+    pair = [window, window] if isinstance(window, int | np.integer) else window
+    height, width = check_shape("data.window", pair)
+    if max(height, width) > 16384:
+        raise RecipeError(f"data.window = {window!r}: at most 16384 pixels")
+    return height, width
+
+
+def check_counts(key: str, counts: Sequence[int]) -> tuple[int, int]:
+    """Two whole numbers, 0 or more."""
+    values = [counts] if isinstance(counts, int | float | str) else list(counts)
+    if len(values) != 2 or any(isinstance(v, bool) or not isinstance(v, int | np.integer) or v < 0 for v in values):
+        raise RecipeError(f"{key} = {values if key == 'scan.flyback' else values[0]!r}: whole numbers of frames, 0 or more, are needed")
+    return int(values[0]), int(values[1])
+
+
+def check_descan(descan: str | None) -> Literal["plane", "parabola"] | None:
+    """How the descan is fitted."""
+    if descan is not None and descan not in ("plane", "parabola"):
+        raise RecipeError(f'data.descan = {descan!r}: "plane" or "parabola" is needed')
+    return descan  # type: ignore[return-value]
+
+
+def check_memory(memory_GB: float | None) -> float | None:
+    """A limit in GB, 0 (nothing is kept) or more."""
+    if memory_GB is None:
+        return None
+    if isinstance(memory_GB, bool) or not isinstance(memory_GB, int | float) or not 0 <= memory_GB < math.inf:
+        raise RecipeError(f"data.memory_GB = {memory_GB!r}: a number of GB, 0 or more, is needed")
+    return float(memory_GB)

@@ -1,14 +1,12 @@
-"""EMPAD, first generation: ``scan_x48_y48.raw`` and the ``.xml`` beside it (``empad_xml``).
+"""EMPAD, first generation: ``scan_x48_y48.raw`` and what lies beside it (``empad_sidecars``); and which generation a file is of.
 
 A frame is 130 x 128 float32, little-endian: 128 rows of image, then 2 rows of trailer. There is no file header; x is the fast
-axis. Rows are stored upside down relative to the scan.
+axis. Rows are stored upside down relative to the scan. The second generation (``empad_g2``) has no trailer.
 """
 
 from __future__ import annotations
 
-import math
 import os
-import re
 import tempfile
 from collections.abc import Iterable
 from pathlib import Path
@@ -18,9 +16,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ptycho.errors import DataError, OutputError
-from ptycho.frames import FrameSource, Header, Quantity
-from ptycho.io.empad_xml import EmpadHeader, read_xml, xml_text
-from ptycho.io.files import factor_pairs, file_size
+from ptycho.frames import FrameSource, Header
+from ptycho.io.empad_g2 import G2_FRAME_BYTES, open_combined, open_words
+from ptycho.io.empad_sidecars import EmpadFiles, describe, find_files
+from ptycho.io.empad_xml import xml_text
+from ptycho.io.files import unreadable
 from ptycho.io.options import Options
 from ptycho.io.source import BinarySource
 
@@ -34,95 +34,109 @@ def typical_adu_per_electron(voltage_kV: float) -> float:
 
 
 def open_empad(path: Path, options: Options) -> FrameSource:
-    """Frames of a ``.raw``, or of the ``.raw`` that an ``.xml`` names. Raises DataError for anything that is not one."""
-    if options.dataset is not None:
-        raise DataError(f"{path}: an EMPAD file has no datasets; remove ::{options.dataset}")
-    warnings: list[str] = []
-    header: EmpadHeader | None
-    if path.suffix.lower() == ".xml":
-        header = read_xml(path)
-        raw = _raw_of(path, header.raw_name)
-    else:
-        raw = path
-        file_size(raw)
-        header = _header_of(raw, warnings)
-    source = _open_raw(raw, warnings)
-    if header is not None:
-        source.header.metadata = dict(header.metadata)
-    source.header.scan_shape = _scan_shape(source.header, header)
-    _add_step(source.header, header)
-    return source
+    """Frames of a ``.raw`` of either generation, or of the ``.raw`` that an ``.xml`` or ``.json`` names.
+
+    Raises DataError for anything that is not one, and when the file does not show which of the three kinds it is.
+    """
+    files = find_files(path, options)
+    kind = _kind(files, options)
+    if kind == "empad_g2":
+        return open_words(files, options)
+    return open_combined(files) if kind == "empad_combined" else _open_frames(files)
 
 
-def _open_raw(raw: Path, warnings: list[str]) -> BinarySource:
-    size = file_size(raw)
-    n_frames, rest = divmod(size, FRAME_BYTES)
+def open_empad_g1(path: Path, options: Options) -> FrameSource:
+    """Frames of a file that is known to be of the first generation. Raises DataError for anything that is not one."""
+    return _open_frames(find_files(path, options))
+
+
+def _open_frames(files: EmpadFiles) -> FrameSource:
+    n_frames, rest = divmod(files.size, FRAME_BYTES)
     if not n_frames:
-        raise DataError(f"{raw}: {size} bytes are less than one EMPAD frame of {FRAME_BYTES} bytes; is it complete and from an EMPAD?")
+        size = f"{files.size} bytes are less than one EMPAD frame of {FRAME_BYTES} bytes"
+        raise DataError(f"{files.raw}: {size}; is it complete and from an EMPAD?")
+    header = Header(files.raw, "empad", n_frames, (128, 128), np.dtype("<f4"), flip_rows=True)
     if rest:
-        warnings.append(f"{raw.name}: {rest} bytes after the last whole frame are left out; the file may have been cut")
-    header = Header(raw, "empad", n_frames, (128, 128), np.dtype("<f4"), warnings=warnings, flip_rows=True)
+        header.warnings.append(f"{files.raw.name}: {rest} bytes after the last whole frame are left out; the file may have been cut")
+    describe(header, files)
     return BinarySource(header, stride=FRAME_BYTES)
 
 
-def _raw_of(xml: Path, raw_name: str) -> Path:
-    raw = xml.with_name(raw_name)
-    if not raw.exists():
-        raise DataError(f"{xml}: it names {raw_name!r}, which is not beside it; put the two together or open the .raw itself")
-    return raw
+# Which kind of file it is
 
 
-def _header_of(raw: Path, warnings: list[str]) -> EmpadHeader | None:
-    """The XML beside a raw file that names it; None, with a warning, when there are only others."""
-    others = []
-    for xml in sorted(raw.parent.glob("*.xml"), key=lambda p: (p.stem != raw.stem, p.name))[:50]:
-        try:
-            header = read_xml(xml)
-        except DataError as error:
-            if xml.stem == raw.stem:
-                warnings.append(str(error))
-            continue
-        if header.raw_name == raw.name:
-            return header
-        others.append((xml.name, header.raw_name))
-    if others:
-        name, named = others[0]
-        warnings.append(f"{name} is not used: it names {named}, not {raw.name}")
+def _kind(files: EmpadFiles, options: Options) -> str:
+    """The format by the size of the file and of the scan; where these allow several, by the frames at its beginning."""
+    given = [options.scan_shape] if options.scan_shape else []
+    for slow, fast in given + [shape for shape, _ in files.shapes]:
+        if slow * fast * FRAME_BYTES == files.size:
+            return "empad"
+        if slow * fast * G2_FRAME_BYTES == files.size:
+            return _kind_of_g2(files, options)
+    first, second = files.size % FRAME_BYTES == 0, files.size % G2_FRAME_BYTES == 0
+    if second and not first:
+        return _kind_of_g2(files, options)
+    if first and not second:
+        return "empad"
+    if _are_words(files):
+        return "empad_g2"
+    stride = _stride(files)
+    if stride is None and first:
+        raise _undecided(files, '"empad" (first generation), "empad_g2" or "empad_combined"')
+    return "empad_combined" if stride == G2_FRAME_BYTES else "empad"  # a file that was cut is most likely of the first generation
+
+
+def _kind_of_g2(files: EmpadFiles, options: Options) -> str:
+    words = _are_words(files)
+    if words is None and options.calibration_file is None:
+        raise _undecided(files, '"empad_g2" (as the detector writes it) or "empad_combined"')
+    return "empad_combined" if words is False else "empad_g2"
+
+
+def _undecided(files: EmpadFiles, formats: str) -> DataError:
+    return DataError(f"{files.raw}: its {files.size} bytes do not show of which EMPAD they are; give [data] format = {formats}")
+
+
+def _are_words(files: EmpadFiles) -> bool | None:
+    """Whether the first frame, or the middle of the file when that is empty, holds words of the second generation; None when all is zero.
+
+    Read as floats, words of pixels with less than some 10 000 electrons are denormal numbers, which no measurement is.
+    """
+    for start in (0, files.size // 2 // FRAME_BYTES * FRAME_BYTES):
+        words = _read(files.raw, start, G2_FRAME_BYTES).view("<u4") & 0x7FFFFFFF
+        filled = np.count_nonzero(words)
+        if filled:
+            return bool(np.count_nonzero((words > 0) & (words < 1 << 23)) > filled // 2)
     return None
 
 
-def _scan_shape(source: Header, header: EmpadHeader | None) -> tuple[int, int] | None:
-    """(slow, fast) from the first of file name, XML and a perfect square that fits the size of the file."""
-    if header is not None and header.kind == "series":
+def _stride(files: EmpadFiles) -> int | None:
+    """The distance of frames at which patterns lie over each other: with the wrong one they are shifted by half a pattern. None if unclear."""
+    if files.size < 40 * FRAME_BYTES:
         return None
-    match = re.search(r"x(\d{1,5})_y(\d{1,5})", source.path.stem)
-    shapes = [(int(match[2]), int(match[1]))] if match else []
-    shapes = [shape for shape in shapes + (header.shapes if header else []) if min(shape) > 0]
-    n = source.n_frames
-    for shape in shapes:
-        if shape[0] * shape[1] == n:
-            source.metadata["scan_shape"] = Quantity(shape, "", "file name" if match and shape == shapes[0] else header.path.name if header else "")
-            return shape
-    for slow, fast in shapes[:1]:
-        lines = min(slow, n // fast)
-        if not lines:
-            raise DataError(f"{source.path}: {n} frames are less than one scan line of {fast}; the scan was to have {slow} x {fast} points")
-        source.warnings.append(f"{source.path.name}: {n} frames for a scan of {slow} x {fast}: {lines} whole scan lines are used")
-        return lines, fast
-    side = math.isqrt(n)
-    if side * side != n:
-        return None
-    source.metadata["scan_shape"] = Quantity((side, side), "", f"a guess from {n} frames ({factor_pairs(n)} fit)", trusted=False)
-    return side, side
+    alike = {}
+    for stride in (FRAME_BYTES, G2_FRAME_BYTES):
+        early, late = (sum(_values(files.raw, (first + k) * stride) for k in range(8)) for first in (0, 32))
+        alike[stride] = float(np.corrcoef(early, late)[0, 1]) if np.ptp(early) and np.ptp(late) else 0.0
+    best, other = sorted(alike, key=lambda stride: alike[stride], reverse=True)
+    return best if alike[best] - alike[other] > 0.2 else None
 
 
-def _add_step(source: Header, header: EmpadHeader | None) -> None:
-    """Step from the field of view: rosettasciio's rule. Whether ``scan_size`` scales it is not known, so it is not trusted."""
-    if header is None or header.field_of_view_A is None or source.scan_shape is None:
-        return
-    declared = next((shape for shape in header.shapes if shape[1] == source.scan_shape[1]), source.scan_shape)
-    slow, fast = (length / max(declared) for length in header.field_of_view_A)
-    source.metadata["step_A"] = Quantity((slow, fast), "Å", f"{header.path.name}: field of view / {max(declared)}", trusted=False)
+def _values(raw: Path, start: int) -> NDArray[np.float64]:
+    """The values of one image, 0 for what can be none."""
+    values = _read(raw, start, G2_FRAME_BYTES).view("<f4").astype(float)
+    return np.where(np.abs(values) < 1e12, values, 0.0)
+
+
+def _read(raw: Path, start: int, size: int) -> NDArray[np.uint8]:
+    """Bytes of the file; fewer, in whole values, where it ends."""
+    try:
+        with open(raw, "rb", buffering=0) as file:
+            file.seek(start)
+            data = file.read(size)
+    except OSError as error:
+        raise unreadable(raw, error) from None
+    return np.frombuffer(data, np.uint8, len(data) // 4 * 4)
 
 
 def write_empad(

@@ -10,6 +10,9 @@ from pathlib import Path
 from xml.etree import ElementTree
 from xml.sax.saxutils import quoteattr
 
+import numpy as np
+from numpy.typing import NDArray
+
 from ptycho.errors import DataError
 from ptycho.frames import UNITS, Quantity
 from ptycho.io.files import file_size, unreadable
@@ -17,9 +20,13 @@ from ptycho.io.files import file_size, unreadable
 _MAX_XML_BYTES = 1 << 20
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class EmpadHeader:
-    """What an EMPAD XML says. ``shapes`` are (slow, fast), the most reliable first; they need not fit the raw file."""
+    """What an EMPAD XML says, or phaser's JSON (``empad_json``).
+
+    ``shapes`` are (slow, fast), the most reliable first; they need not fit the raw file. ``flips`` are those of rows and columns and
+    the transposition, ``positions_A`` (N, 2) = (y, x) the probe positions, ``warnings`` what could not be used: only the JSON has them.
+    """
 
     path: Path
     raw_name: str
@@ -28,6 +35,9 @@ class EmpadHeader:
     count: int | None
     metadata: dict[str, Quantity] = field(default_factory=dict)
     field_of_view_A: tuple[float, float] | None = None
+    flips: tuple[bool, bool, bool] | None = None
+    positions_A: NDArray[np.float64] | None = None
+    warnings: list[str] = field(default_factory=list)
 
 
 def read_xml(path: Path) -> EmpadHeader:
@@ -39,7 +49,7 @@ def read_xml(path: Path) -> EmpadHeader:
     raw_element = root.find("raw_file")
     raw_name = "" if raw_element is None else raw_element.get("filename", "").strip()
     if not raw_name or raw_name != os.path.basename(raw_name) or "\\" in raw_name or raw_name in (".", "..") or "\0" in raw_name:
-        raise DataError(f"{path}: raw_file filename = {raw_name!r}: a plain file name is needed")
+        raise DataError(f"{path}: raw_file filename = {raw_name[:80]!r}: a plain file name is needed")
     measured = root.find("iom_measurements")
     metadata = _metadata(path.name, texts, {} if measured is None else {child.tag: (child.text or "").strip() for child in measured})
     scan = [texts, *_scan_parameters(root)]

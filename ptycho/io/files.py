@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import os
 import re
+import tempfile
 from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
 
-from ptycho.errors import DataError
+from ptycho.errors import DataError, OutputError
 
 
 def file_size(path: Path) -> int:
@@ -45,7 +47,7 @@ def beside(path: Path, name: str) -> Path:
     A data file must not make the program open files elsewhere: no folders, no drives, and no symbolic link that leads out.
     """
     plain = name.removeprefix("./")
-    if not plain or plain in (".", "..") or re.search(r"[/\\:\0]", plain):
+    if not plain or plain in (".", "..") or not plain.isprintable() or re.search(r"[/\\:]", plain):
         raise DataError(f"{path}: it names {name[:80]!r}; only a file in its own folder can be followed")
     found = path.with_name(plain)
     try:
@@ -55,6 +57,30 @@ def beside(path: Path, name: str) -> Path:
     if not inside:
         raise DataError(f"{path}: it names {name[:80]!r}, which leads out of its folder; copy that file there")
     return found
+
+
+def replace_file(path: Path, content: bytes) -> None:
+    """Write a whole file; an older one is replaced only when the new one is complete. Raises OutputError when it cannot be written."""
+    try:
+        with tempfile.NamedTemporaryFile(dir=path.parent, prefix=f".{path.name}.", delete=False) as file:
+            temporary = Path(file.name)
+            try:
+                file.write(content)
+                file.close()
+                publish(temporary, path)
+            except BaseException:
+                temporary.unlink(missing_ok=True)
+                raise
+    except OSError as error:
+        raise OutputError(f"{path}: cannot be written ({error.strerror or error})") from None
+
+
+def publish(temporary: Path, path: Path) -> None:
+    """Move a complete file to its place, readable as a file made in the usual way."""
+    mask = os.umask(0)
+    os.umask(mask)
+    temporary.chmod(0o666 & ~mask)
+    os.replace(temporary, path)
 
 
 def natural_order(path: Path) -> list[tuple[int, int, str]]:

@@ -11,10 +11,38 @@ from ptycho.frames import FrameSource
 
 
 def sample_frames(source: FrameSource, number: int = 200) -> NDArray[Any]:
-    """A few frames spread over the whole scan, at most 32 MB of them."""
+    """A few frames spread over the whole scan, in pairs of neighbours, at most 32 MB of them."""
     n_frames = source.header.n_frames
-    number = max(1, min(number, n_frames, (32 << 20) // max(1, source.header.frame_bytes)))
-    return source.read(np.unique(np.linspace(0, n_frames - 1, number).astype(np.int64)))
+    number = max(2, min(number, n_frames, (32 << 20) // max(1, source.header.frame_bytes)))
+    first = np.linspace(0, max(n_frames - 2, 0), number // 2).astype(np.int64)
+    pairs = np.stack([first, np.minimum(first + 1, n_frames - 1)], axis=1).ravel()
+    return source.read(pairs)
+
+
+def counts_per_electron(frames: NDArray[Any]) -> float | None:
+    """What one electron adds to the counts, from the noise of frames in pairs of neighbours (n, ky, kx); None when it cannot be told.
+
+    The variance of sums over blocks of pixels against their mean, in the dark field, is the charge of an electron if its counts fall
+    within a block: it no longer grows with the block. Where it does, it is the specimen that changes from neighbour to neighbour.
+    """
+    smaller, larger = (_variance_by_mean(frames, size) for size in (8, 16))
+    if smaller is None or larger is None or larger > 1.25 * smaller:
+        return None
+    return larger
+
+
+def _variance_by_mean(frames: NDArray[Any], size: int) -> float | None:
+    """Variance by mean of sums over size x size pixels in the dark field; the median over the blocks, since Bragg disks change."""
+    pairs, height, width = len(frames) // 2, frames.shape[1] // size, frames.shape[2] // size
+    if pairs < 10 or min(height, width) < 4:
+        return None
+    with np.errstate(over="ignore", invalid="ignore"):  # of a file that is no diffraction data at all
+        values = frames[: 2 * pairs, : height * size, : width * size].astype(np.float64)
+        blocks = np.nan_to_num(values, nan=0, posinf=0, neginf=0).reshape(pairs, 2, height, size, width, size).sum((3, 5))
+        mean = blocks.mean((0, 1))
+        variance = (np.diff(blocks, axis=1)[:, 0] ** 2).mean(0) / 2
+    enough = (mean < 0.05 * mean.max()) & (mean * len(frames) > 50)
+    return float(np.median(variance[enough] / mean[enough])) if enough.sum() >= 10 else None
 
 
 def find_adu_per_electron(frames: NDArray[Any]) -> tuple[float, str] | None:

@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 from ptycho.errors import DataError
 from ptycho.frames import UNITS, FrameSource, Header, Quantity
 from ptycho.io.files import file_size, unreadable
+from ptycho.io.hdf5_chunks import ChunkCheck
 from ptycho.io.options import Options
 from ptycho.io.source import gather, stack_shape
 
@@ -23,7 +24,7 @@ if TYPE_CHECKING:
     import h5py
 
 #: What h5py raises of a file that is damaged.
-ERRORS = (OSError, ValueError, KeyError, RuntimeError, TypeError, AttributeError, OverflowError, UnicodeError)
+ERRORS = (OSError, ValueError, KeyError, RuntimeError, TypeError, AttributeError, OverflowError, UnicodeError, MemoryError)
 
 _GOOD_NAMES = ("data", "dp", "datacube", "cbed", "frames", "diffraction", "4d", "ptychogram")
 _MAX_LINKS = 32
@@ -48,6 +49,7 @@ class Hdf5Source:
         self.dataset = dataset
         self._file: h5py.File | None = file
         self._data = file[dataset]
+        self._chunks = ChunkCheck(header.path, self._data)
         self._axes = axes or _AXES[self._data.ndim]
         self._fast = self._data.shape[self._axes.index("x")] if "x" in self._axes else header.n_frames
         kept = [axis for axis in self._axes if axis != "y"]
@@ -60,6 +62,7 @@ class Hdf5Source:
             if self._file is None:
                 self._file = open_file(header.path)
                 self._data = self._file[self.dataset]
+                self._chunks = ChunkCheck(header.path, self._data)
             return gather(frames, header.frame_shape, header.dtype, self._read_run)
         except ERRORS as error:
             raise unreadable(header.path, error, f"patterns of {self.dataset} cannot be read") from None
@@ -71,6 +74,7 @@ class Hdf5Source:
             y, x = divmod(first + done, self._fast)
             number = min(self._fast - x, len(out) - done)
             place = {"y": y, "x": slice(x, x + number), "n": slice(x, x + number)}
+            self._chunks.check(*{"y": (y, 1), "x": (x, number), "n": (x, number)}.get(self._axes[0], (0, len(self._data))))
             part = self._data[tuple(place.get(axis, slice(None)) for axis in self._axes)]
             out[done : done + number] = part.transpose(self._order)
             done += number
@@ -121,6 +125,8 @@ def small_array(path: Path, file: h5py.File, dataset: str) -> NDArray[Any]:
     check(path, data)
     if data.size * data.dtype.itemsize > _MAX_SMALL_BYTES:
         raise DataError(f"{path}: {dataset} of the shape {data.shape} is too large for what it should be")
+    if data.ndim:
+        ChunkCheck(path, data).check(0, len(data))
     return np.asarray(data[()])
 
 
@@ -179,25 +185,29 @@ def external_links(group: h5py.Group, depth: int = 0) -> list[str]:
 
 def find(file: h5py.File, name: str) -> Any:
     """The object of this name with soft links followed; None when there is none, or when a link leads into another file."""
-    try:
-        done = _follow(Path(), file, name)
-    except DataError:
-        return None
-    return file[done or "/"]
+    done = _follow(file, name)
+    return file[done or "/"] if isinstance(done, str) else None
 
 
 def resolve(path: Path, file: h5py.File, dataset: str) -> str:
     """The dataset's name with soft links followed. Raises DataError for links into other files and names that do not exist."""
     import h5py
 
-    done = _follow(path, file, dataset)
+    done = _follow(file, dataset)
+    if isinstance(done, h5py.ExternalLink):
+        raise DataError(f"{path}: {_printable(dataset[:80])} is a link into {_printable(done.filename[:80])}; open that file itself")
+    if isinstance(done, h5py.SoftLink):
+        raise DataError(f"{path}: the links of {_printable(dataset[:80])} run in circles")
+    if done is None:
+        raise DataError(f"{path}: there is no dataset {dataset[:80]!r}; the file has {listed(datasets(file))[:120]}")
     if not isinstance(file[done or "/"], h5py.Dataset):
         inside = {f"{dataset}/{name}": item for name, item in datasets(file[done or "/"]).items()}
-        raise DataError(f"{path}: {dataset} is a group; name a dataset in it: {listed(inside)}")
+        raise DataError(f"{path}: {_printable(dataset[:80])} is a group; name a dataset in it: {listed(inside)}")
     return done
 
 
-def _follow(path: Path, file: h5py.File, name: str) -> str:
+def _follow(file: h5py.File, name: str) -> str | h5py.ExternalLink | h5py.SoftLink | None:
+    """The name without soft links; the link that leads into another file or in circles; None when there is no such object."""
     import h5py
 
     parts, done, links = [p for p in name.split("/") if p], "", 0
@@ -205,16 +215,15 @@ def _follow(path: Path, file: h5py.File, name: str) -> str:
         part = parts.pop(0)
         parent = file[done or "/"]
         link = parent.get(part, getlink=True) if isinstance(parent, h5py.Group) else None
-        if isinstance(link, h5py.ExternalLink):
-            raise DataError(f"{path}: {name} is a link into {link.filename[:80]}; open that file itself")
         if link is None:
-            raise DataError(f"{path}: there is no dataset {name!r}; the file has {listed(datasets(file))}")
+            return None
+        if isinstance(link, h5py.ExternalLink):
+            return link
         if isinstance(link, h5py.SoftLink):
             links += 1
             if links > _MAX_LINKS:
-                raise DataError(f"{path}: the links of {name} run in circles")
-            target = [p for p in link.path.split("/") if p]
-            parts = target + parts
+                return link
+            parts = [p for p in link.path.split("/") if p] + parts
             done = "" if link.path.startswith("/") else done
         else:
             done = f"{done}/{part}"
@@ -228,30 +237,41 @@ def choose(path: Path, file: h5py.File) -> str:
     stacks = {name: item for name, item in stacks.items() if item.ndim == 4} or stacks
     if not stacks:
         links = ", ".join(dict.fromkeys(external_links(file)))
-        hint = f"; it links to {links[:80]}: open that" if links else ""
-        raise DataError(f"{path}: there is no dataset of 3 or 4 axes; the file has {listed(found)}{hint}")
+        hint = f"; it links to {links[:60]}: open that" if links else ""
+        raise DataError(f"{path}: there is no dataset of 3 or 4 axes; the file has {listed(found)[:100]}{hint}")
     largest = max(item.size for item in stacks.values())
     similar = [name for name, item in stacks.items() if item.size > largest / 4]
     named = [name for name in similar if name.rsplit("/", 1)[-1].lower() in _GOOD_NAMES]
     if len(similar) > 1 and len(named) != 1:
-        raise DataError(f"{path}: which dataset holds the patterns? It has {listed({n: stacks[n] for n in similar})}; write {path.name}::NAME")
+        raise DataError(f"{path}: which dataset holds the patterns? It has {listed({n: stacks[n] for n in similar})[:120]}; write {path.name}::NAME")
     return (named if len(similar) > 1 else similar)[0]
 
 
 def listed(datasets: Mapping[str, h5py.Dataset]) -> str:
     """The first datasets with shape and type, for messages."""
-    names = [f"{name[-40:]} {item.shape} {item.dtype}" for name, item in list(datasets.items())[:3]]
+    names = [f"{_printable(name[-40:])} {item.shape} {str(item.dtype)[:20]}" for name, item in list(datasets.items())[:3]]
     return ", ".join(names + ([f"{len(datasets) - 3} more"] if len(datasets) > 3 else [])) or "no datasets"
+
+
+def _printable(name: str) -> str:
+    return name if name.isprintable() else repr(name)
 
 
 def check(path: Path, data: h5py.Dataset) -> None:
     """Refuse data in other files, unknown filters, chunks that would fill the memory, and contiguous data that the file is too short for."""
-    if data.external or (data.is_virtual and any(source.file_name != "." for source in data.virtual_sources())):
+    # Even a virtual dataset of this file may take its data from a link that leads out of it.
+    if data.external or data.is_virtual:
         raise DataError(f"{path}: the patterns of {data.name} are in other files; open those, or copy them into one file")
     settings = data.id.get_create_plist()
     unknown = {settings.get_filter(i)[0] for i in range(settings.get_nfilters())} - _FILTERS.keys()
     if unknown:
         raise DataError(f"{path}: {data.name} is compressed by the unknown filter {min(unknown)}; write it again with gzip or bitshuffle")
+    n_bytes = data.size * data.dtype.itemsize
+    if n_bytes and not data.id.get_storage_size():
+        raise DataError(f"{path}: {data.name} of the shape {data.shape} was never written; the acquisition may have been stopped")
+    offset = data.id.get_offset()
+    if offset is not None and offset + n_bytes > path.stat().st_size:
+        raise DataError(f"{path}: {data.name} of the shape {data.shape} needs {n_bytes} bytes, which the file does not have; has it been cut?")
     if data.chunks and math.prod(data.chunks) * data.dtype.itemsize > _MAX_CHUNK_BYTES:
         raise DataError(f"{path}: {data.name} has chunks of {data.chunks}, too large to read in parts; write it again with smaller chunks")
 
@@ -259,6 +279,8 @@ def check(path: Path, data: h5py.Dataset) -> None:
 def recipe_attributes(name: str, data: h5py.Dataset) -> dict[str, Quantity]:
     """Attributes with the recipe's names on the dataset, else on its groups up to the file."""
     metadata: dict[str, Quantity] = {}
+    if text(data, "units") == "electrons":
+        metadata["adu_per_electron"] = Quantity(1.0, "ADU", f"{name}: {data.name} @units = electrons")
     item: Any = data
     while True:
         for key in UNITS.keys() & item.attrs.keys():
@@ -297,6 +319,6 @@ def _value(item: Any, key: str) -> NDArray[Any] | None:
     try:
         if key:
             return np.asarray(item.attrs[key]) if item is not None and key in item.attrs else None
-        return np.asarray(item[()]) if isinstance(item, h5py.Dataset) and item.size == 1 and not item.external else None
+        return np.asarray(item[()]) if isinstance(item, h5py.Dataset) and item.size == 1 and not item.external and not item.is_virtual else None
     except ERRORS:
         return None

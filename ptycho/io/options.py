@@ -36,11 +36,16 @@ class RawLayout:
             real = False
         if not real:
             raise RecipeError(f'data.layout.dtype = "{self.dtype}": a type of real numbers is needed, as "uint16", ">u2" or "float32"')
-        if min(self.frame_shape) < 1 or max(self.frame_shape) > 65536:
-            raise RecipeError(f"data.layout.frame_shape = {list(self.frame_shape)}: [ky, kx] from 1 to 65536 pixels is needed")
+        pixels = tuple(self.frame_shape)
+        if len(pixels) != 2 or not all(_is_whole(n) and 1 <= n <= 65536 for n in pixels):
+            raise RecipeError(f"data.layout.frame_shape = {list(pixels)}: [ky, kx] from 1 to 65536 pixels is needed")
         for name in ("offset_bytes", "before_bytes", "after_bytes"):
-            if getattr(self, name) < 0:
+            if not _is_whole(getattr(self, name)) or getattr(self, name) < 0:
                 raise RecipeError(f"data.layout.{name} = {getattr(self, name)}: 0 or more bytes are needed")
+
+
+def _is_whole(value: object) -> bool:
+    return isinstance(value, int | np.integer) and not isinstance(value, bool)
 
 
 @dataclass(frozen=True)

@@ -3,73 +3,157 @@
 from __future__ import annotations
 
 import os
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
 
 from ptycho.errors import DataError, RecipeError
-from ptycho.frames import FrameSource
+from ptycho.frames import Header
 from ptycho.io.files import factor_pairs, file_size, read_csv, unreadable
+from ptycho.io.guard import check_in_child
 from ptycho.io.hdf5 import read_table
+from ptycho.preparation import Box
 
 
-def place_frames(
-    source: FrameSource,
-    wanted: tuple[int, int] | None,
-    region: tuple[int, int, int, int] | None,
-    positions: NDArray[np.float64] | None,
-    warnings: list[str],
-) -> tuple[tuple[int, int], NDArray[np.int64], NDArray[np.float64] | None]:
-    """(scan shape, frame of each position, positions or None) with the region cut out."""
-    if wanted is not None:
-        shape = _fit_shape(source, wanted, warnings)
-    elif source.header.scan_shape is not None:
-        shape = source.header.scan_shape
-        said = source.header.metadata.get("scan_shape")
-        if said is not None and not said.trusted:
-            warnings.append(f"{source.header.path.name}: the scan shape {shape[0]} x {shape[1]} is {said.source}; give scan_shape")
-    elif positions is not None:
-        shape = (1, len(positions))
-    else:
-        n = source.header.n_frames
-        raise DataError(f"{source.header.path}: the scan shape of {n} frames is not known; give [scan] shape = [slow, fast], for example {factor_pairs(n)}")
-    frames = np.arange(shape[0] * shape[1])
-    if frames.size > source.header.n_frames or (positions is not None and len(positions) not in (frames.size, source.header.n_frames)):
-        found = len(positions) if positions is not None else frames.size
-        raise DataError(f"{source.header.path}: {found} positions are given for {source.header.n_frames} frames; there must be one row for each frame")
-    if region is not None:
-        y0, y1, x0, x1 = region
-        if y1 > shape[0] or x1 > shape[1]:
-            raise RecipeError(f"data.scan_region = {list(region)} is not within the scan of {shape[0]} x {shape[1]} points")
-        frames = frames.reshape(shape)[y0:y1, x0:x1].ravel()
-        shape = (y1 - y0, x1 - x0)
-    return shape, frames, None if positions is None else positions[frames]
+@dataclass(frozen=True)
+class ScanRequest:
+    """What the user says of the scan. ``flyback`` are the frames before and after each line, ``skip`` those before the first line."""
+
+    shape: tuple[int, int] | None = None
+    region: Box | None = None
+    flyback: tuple[int, int] | None = None
+    skip: int = 0
+    positions: NDArray[np.float64] | None = None
 
 
-def _fit_shape(source: FrameSource, wanted: tuple[int, int], warnings: list[str]) -> tuple[int, int]:
+@dataclass(frozen=True, eq=False)
+class Placed:
+    """The frame of each position; scan shape and raster points (None: all) as in Dataset4D; positions (N, 2) or None for a raster."""
+
+    shape: tuple[int, int]
+    frames: NDArray[np.int64]
+    points: NDArray[np.int64] | None
+    positions: NDArray[np.float64] | None
+
+
+def place_frames(header: Header, request: ScanRequest, warnings: list[str]) -> Placed:
+    """Put frames and positions together and cut the region out. Frames that are missing leave points without a pattern.
+
+    Raises DataError when the scan shape is not known or does not fit, RecipeError for a region outside of the scan.
+    """
+    positions = request.positions
+    if positions is None and request.shape is None:
+        positions = header.positions_A
+    if positions is not None and request.shape is None and header.scan_shape is None:
+        if len(positions) != header.n_frames:
+            raise DataError(f"{header.path}: {len(positions)} positions are given for {header.n_frames} frames; there must be one row for each frame")
+        if request.region is not None:
+            raise RecipeError(f"data.scan_region = {list(request.region)}: these positions are a list, not a scan; give [scan] shape as well")
+        return Placed((1, len(positions)), np.arange(header.n_frames), None, positions)
+    flyback = _flyback(header, request)
+    shape = _shape(header, replace(request, flyback=flyback), warnings)
+    points, frames = _points_of_frames(header, shape, flyback, request.skip)
+    if not len(frames):
+        raise DataError(f"{header.path}: no frame lies in the scan of {shape[0]} x {shape[1]} points; check scan.shape, flyback and skip_frames")
+    rows = shape[0] * shape[1]
+    if positions is not None and len(positions) not in (rows, header.n_frames):
+        raise DataError(
+            f"{header.path}: {len(positions)} positions are given for {header.n_frames} frames; there must be one row for each frame or scan point"
+        )
+    if len(points) < rows:
+        warnings.append(f"{header.path.name}: {rows - len(points)} of {rows} scan points have no frame in the file and are left out")
+    if positions is not None:
+        positions = positions[frames if len(positions) == header.n_frames else points]
+    if request.region is not None:
+        shape, kept, points = _cut(shape, points, request.region)
+        frames, positions = frames[kept], None if positions is None else positions[kept]
+        if not len(frames):
+            raise DataError(f"{header.path}: no frame lies in data.scan_region = {list(request.region)}")
+    if len(points) == shape[0] * shape[1]:
+        return Placed(shape, frames, None, positions)
+    return Placed(shape, frames, points, None) if positions is None else Placed((1, len(frames)), frames, None, positions)
+
+
+def _flyback(header: Header, request: ScanRequest) -> tuple[int, int]:
+    """The user's, else the file's when it speaks of the same lines."""
+    if request.flyback is not None:
+        return request.flyback
+    same = request.shape is None or header.scan_shape is None or request.shape[1] == header.scan_shape[1]
+    return header.flyback if same else (0, 0)
+
+
+def _points_of_frames(
+    header: Header, shape: tuple[int, int], flyback: tuple[int, int], skip: int
+) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+    """(scan points that have a frame, in order; the frame of each). Of several frames for one point the first is used."""
+    slow, fast = shape
+    acquired = np.arange(header.n_frames) if header.acquired is None else header.acquired
+    row, column = np.divmod(acquired - skip, flyback[0] + fast + flyback[1])
+    column = column - flyback[0]
+    inside = (row >= 0) & (row < slow) & (column >= 0) & (column < fast)
+    points, first = np.unique((row * fast + column)[inside], return_index=True)
+    return points, np.flatnonzero(inside)[first]
+
+
+def _cut(shape: tuple[int, int], points: NDArray[np.int64], region: Box) -> tuple[tuple[int, int], NDArray[np.bool_], NDArray[np.int64]]:
+    """(shape of the region, which points lie in it, these points numbered within it)."""
+    y0, y1, x0, x1 = region
+    if y1 > shape[0] or x1 > shape[1]:
+        raise RecipeError(f"data.scan_region = {list(region)} is not within the scan of {shape[0]} x {shape[1]} points")
+    row, column = np.divmod(points, shape[1])
+    kept = (row >= y0) & (row < y1) & (column >= x0) & (column < x1)
+    return (y1 - y0, x1 - x0), kept, ((row - y0) * (x1 - x0) + column - x0)[kept]
+
+
+def _shape(header: Header, request: ScanRequest, warnings: list[str]) -> tuple[int, int]:
+    n, name, said = header.n_frames, header.path.name, header.metadata.get("scan_shape")
+    if request.shape is not None:
+        return _fit_shape(header, request, warnings)
+    if header.scan_shape is None:
+        raise DataError(f"{header.path}: the scan shape of {n} frames is not known; give [scan] shape = [slow, fast], for example {factor_pairs(n)}")
+    shape = header.scan_shape
+    if said is not None and not said.trusted:
+        warnings.append(f"{name}: the scan shape {shape[0]} x {shape[1]} is {said.source}; give scan_shape")
+    return shape
+
+
+def _fit_shape(header: Header, request: ScanRequest, warnings: list[str]) -> tuple[int, int]:
     """The shape the user gave, cut to whole scan lines when the scan was not finished."""
-    slow, fast = wanted
-    n, name = source.header.n_frames, source.header.path.name
-    if slow * fast <= n:
-        if slow * fast < n:
-            warnings.append(f"{name}: the scan of {slow} x {fast} uses the first {slow * fast} of {n} frames")
-        return wanted
-    stored = source.header.scan_shape
+    assert request.shape is not None and request.flyback is not None
+    slow, fast = request.shape
+    before, after = request.flyback
+    line, name = before + fast + after, header.path.name
+    if header.acquired is not None:
+        # Frames are missing from the file: their number says nothing of the shape.
+        return request.shape
+    n = header.n_frames - request.skip
+    needed = slow * line - after
+    if n >= needed:
+        if n > slow * line:
+            warnings.append(f"{name}: the scan of {slow} x {fast} uses the first {slow * line} of {n} frames{_maybe_flyback(n, slow, fast)}")
+        return request.shape
+    stored = header.scan_shape
     complete = stored is not None and stored[0] * stored[1] == n and fast != stored[1]
-    aborted = n % fast == 0 or (stored is not None and stored[1] == fast)
-    if aborted and not complete and n >= fast:
-        warnings.append(f"{name}: {n} frames for a scan of {slow} x {fast}: {n // fast} whole scan lines are used")
-        return n // fast, fast
+    aborted = n % line == 0 or (stored is not None and stored[1] == fast)
+    if aborted and not complete and n >= line:
+        warnings.append(f"{name}: {n} frames for a scan of {slow} x {fast}: {n // line} whole scan lines are used")
+        return n // line, fast
     says = "" if stored is None else f", by the file {stored[0]} x {stored[1]}"
     raise DataError(
-        f"{source.header.path}: scan shape {slow} x {fast} needs {slow * fast} frames, the file has {n}{says}; "
-        f"{n} frames are {factor_pairs(n)}, or {n // fast} whole lines of {fast}"
+        f"{header.path}: scan shape {slow} x {fast} needs {slow * line} frames, the file has {n}{says}; "
+        f"{n} frames are {factor_pairs(n)}, or {n // line} whole lines of {line}"
     )
 
 
-def read_positions(path: str | os.PathLike[str]) -> NDArray[np.float64]:
-    """(N, 2) positions y, x in Å from csv, npy or HDF5."""
+def _maybe_flyback(n: int, slow: int, fast: int) -> str:
+    extra = n // slow - fast
+    return f"; if each line has {extra} more for the flyback give [scan] flyback = [0, {extra}]" if n % slow == 0 and extra > 0 else ""
+
+
+def read_positions(path: str | os.PathLike[str], guarded: bool = False) -> NDArray[np.float64]:
+    """(N, 2) positions y, x in Å from csv, npy or HDF5. ``guarded``: this is the child process already that tries it out."""
     name, _, dataset = os.fspath(path).partition("::")
     file = Path(name)
     file_size(file)
@@ -77,6 +161,8 @@ def read_positions(path: str | os.PathLike[str]) -> NDArray[np.float64]:
         if file.suffix.lower() == ".npy":
             table = np.load(file, allow_pickle=False)
         elif file.suffix.lower() in (".h5", ".hdf5"):
+            if not guarded:
+                check_in_child(file, "positions", dataset or None)
             table = read_table(file, dataset or None)
         else:
             table = read_csv(file)

@@ -19,6 +19,7 @@ from ptycho.io.files import unreadable
 
 #: What must be read at once may take this many bytes.
 MAX_IN_MEMORY = 8 << 30
+_MAX_PIXELS = 65536
 
 
 def runs(frames: NDArray[np.int64]) -> Iterator[tuple[int, int]]:
@@ -144,4 +145,6 @@ def stack_shape(shape: tuple[int, ...], dtype: np.dtype[Any], name: str) -> tupl
     if len(shape) not in (3, 4) or min(shape) < 1:
         raise DataError(f"{name}: the array has the shape {shape}; (scan_y, scan_x, ky, kx) or (n, ky, kx) is needed")
     *scan, height, width = (int(n) for n in shape)
+    if max(height, width) > _MAX_PIXELS:
+        raise DataError(f"{name}: patterns of {height} x {width} pixels; no detector has more than {_MAX_PIXELS} on a side")
     return (scan[0], scan[1]) if len(scan) == 2 else None, math.prod(scan), (height, width)

@@ -151,10 +151,9 @@ def run(settings: Settings, step: Step, likelihood: Likelihood, patterns: Patter
                 step.start_epoch(epoch, settings.update.due(epoch))
                 total, measured = torch.zeros((), dtype=torch.float64, device=mask.device), 0
                 plan = stratified_batches(order, batch, settings.seed, epoch)
-                joined = torch.from_numpy(np.concatenate(plan)).to(mask.device)
-                for number, index in enumerate(joined.split([len(part) for part in plan])):
+                for number, (index, counts) in enumerate(patterns.batches(plan)):
                     likelihood.measures = number % _MEASURED_EVERY == 0
-                    loss_now = step.batch(index, patterns.batch(index))
+                    loss_now = step.batch(index, counts)
                     if likelihood.measures:
                         total += loss_now - least[index].sum()
                         measured += len(index)

@@ -1,0 +1,48 @@
+"""How much memory is free: on a GPU, on the machine, and in the share of it that a cluster's job may use."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import torch
+
+_UNKNOWN = 8 << 30
+
+
+def free_bytes(device: torch.device) -> int:
+    """Memory that can be taken now on the device; 8 GB where nobody says."""
+    if device.type == "cuda":
+        return int(torch.cuda.mem_get_info(device)[0])
+    known = [n for n in (_available(Path("/proc/meminfo")), *map(_left_in_group, _groups())) if n is not None]
+    return min(known) if known else _UNKNOWN
+
+
+def _available(meminfo: Path) -> int | None:
+    """MemAvailable, which counts what the file cache would give back."""
+    try:
+        lines = dict(line.split(":", 1) for line in meminfo.read_text().splitlines() if ":" in line)
+        return int(lines["MemAvailable"].split()[0]) << 10
+    except (OSError, KeyError, ValueError, IndexError):
+        return None
+
+
+def _groups() -> list[Path]:
+    """The control groups (version 2) that this process is in, from its own up to the root: each may have a limit."""
+    root = Path("/sys/fs/cgroup")
+    try:
+        line = next(line for line in Path("/proc/self/cgroup").read_text().splitlines() if line.startswith("0::"))
+    except (OSError, StopIteration):
+        return [root]
+    own = root / line[3:].strip("/")
+    return [own, *(parent for parent in own.parents if parent.is_relative_to(root))]
+
+
+def _left_in_group(group: Path) -> int | None:
+    """What the limit of a group leaves, file cache that can be dropped not counted; None without a limit."""
+    try:
+        limit = int((group / "memory.max").read_text())
+        used = int((group / "memory.current").read_text())
+        stat = dict(line.split() for line in (group / "memory.stat").read_text().splitlines())
+        return max(limit - used + int(stat.get("inactive_file", 0)), 0)
+    except (OSError, ValueError):
+        return None
