@@ -23,6 +23,14 @@ class DataError(PtychoError):
     exit_code = 4
 
 
+class ScanShapeError(DataError):
+    """A file does not know the shape of its scan, and nobody has said it."""
+
+    def __init__(self, message: str, n_frames: int) -> None:
+        super().__init__(message)
+        self.n_frames = n_frames
+
+
 class OutputError(PtychoError):
     """The results cannot be written (exit code 5)."""
 

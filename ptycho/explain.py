@@ -95,7 +95,9 @@ def _shown(value: Any) -> str:
 def suggestion(key: str, names: Sequence[str]) -> str:
     """What may stand there instead of ``key``, nearest first; follows "unknown key"."""
     near = difflib.get_close_matches(key, names, n=1, cutoff=0.6)
-    return f'; did you mean "{near[0]}"? Allowed are {", ".join(names)}' if near else f"; allowed are {', '.join(names)}"
+    listed = ", ".join(names)
+    listed = listed if len(listed) <= 150 else listed[:150].rpartition(",")[0] + " ..."
+    return f'; did you mean "{near[0]}"? Allowed are {listed}' if near else f"; allowed are {listed}"
 
 
 def _known_keys(parents: Sequence[str], tree: Any, record: Any, kinds: Mapping[str, Any]) -> list[str]:

@@ -15,9 +15,10 @@ import torch
 from numpy.typing import NDArray
 
 from ptycho.data import Dataset4D
-from ptycho.errors import DataError, DivergedError, OutOfMemoryError, PtychoError, RecipeError
+from ptycho.errors import DivergedError, OutOfMemoryError, PtychoError, RecipeError
 from ptycho.explain import suggestion
 from ptycho.io import read
+from ptycho.io.numpy_file import load_npy
 from ptycho.io.result_file import load_result, save_result
 from ptycho.model import Ptychography
 from ptycho.patterns import Patterns
@@ -213,10 +214,7 @@ def _known(options: ModelOptions, positions_A: NDArray[np.float64]) -> Known:
 def _mean_pattern(path: str) -> NDArray[np.float32]:
     """A measured pattern without specimen: an image in .npy, or the mean of a data set."""
     if path.endswith(".npy"):
-        try:
-            image = np.load(path, allow_pickle=False)
-        except (OSError, ValueError) as error:
-            raise DataError(f"{path}: {error}; model.vacuum_file needs a numeric array") from None
+        image = load_npy(Path(path))
         if image.ndim == 2:
             return np.asarray(image, dtype=np.float32)
     return np.asarray(read(path).survey().mean_pattern, dtype=np.float32)

@@ -21,7 +21,7 @@ from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError
 from ptycho.data import Dataset4D
 from ptycho.errors import RecipeError
 from ptycho.explain import sentence
-from ptycho.io import Options, RawLayout, open_source, read
+from ptycho.io import RawLayout, read
 from ptycho.solvers import EPIE, Gradient, MixedState
 from ptycho.start import ModelOptions
 
@@ -168,17 +168,11 @@ class Recipe(Section):
 
     def read(self) -> Dataset4D:
         """The data set that the recipe describes. Raises as :func:`ptycho.io.read` does."""
-        options = {argument: getattr(getattr(self, section), key) for section, key, argument in _READ}
-        return read(**options)
+        return read(**self.reading())
 
-    def frames_without_shape(self) -> int | None:
-        """Number of frames of a file that does not know its scan shape; None when it does. Raises as :func:`ptycho.io.open_source` does."""
-        layout, maps = self.data.layout, self.data.calibration_file
-        source = open_source(self.data.path, self.data.format, Options(layout=layout, calibration_file=None if maps is None else Path(maps)))
-        header = source.header
-        source.close()
-        known = header.scan_shape is not None or header.positions_A is not None or self.scan.positions_file is not None
-        return None if known else header.n_frames
+    def reading(self) -> dict[str, Any]:
+        """The arguments of :func:`ptycho.io.read`."""
+        return {argument: getattr(getattr(self, section), key) for section, key, argument in _READ}
 
     def completed(self, data: Dataset4D, pixel_invA: float) -> Recipe:
         """With the values that were read or estimated and absolute paths, so that it says all that the run used, wherever it is put.

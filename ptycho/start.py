@@ -24,6 +24,8 @@ from ptycho.propagator import Propagator
 
 #: Room around the outermost windows, in pixels, for positions that are refined.
 _MARGIN = 8
+#: Of modes, states, slices and the like; a recipe with more of them has a slip of the hand in it.
+_MOST = 10_000
 #: The probe is refined inside this many times the aperture's radius: room for an edge, a semiangle that is a little off, a mode's detail.
 _APERTURE_ROOM = 1.25
 #: Aberrations that can be refined even if the recipe does not name them.
@@ -63,8 +65,8 @@ class ModelOptions:
 
     def __post_init__(self) -> None:
         for name in ("probe_modes", "object_states", "slices", "oversample"):
-            if getattr(self, name) < 1:
-                raise RecipeError(f"{name} = {getattr(self, name)}: at least 1 is needed")
+            if not 1 <= getattr(self, name) <= _MOST:
+                raise RecipeError(f"{name} = {getattr(self, name)}: at least 1 is needed, and at most {_MOST}")
         for name in ("pad", "detector_blur_px", "background_e", "aperture_edge_px", "seed"):
             if getattr(self, name) < 0:
                 raise RecipeError(f"{name} = {getattr(self, name)}: it cannot be negative")

@@ -18,6 +18,7 @@ from numpy.typing import NDArray
 
 import ptycho
 from ptycho.errors import DivergedError
+from ptycho.io.source import BinarySource
 
 VERBS = ("reconstruct", "info", "simulate")
 
@@ -168,7 +169,7 @@ def test_memory_that_runs_out_before_the_run(scan: Path, monkeypatch: pytest.Mon
     def fail(*_: Any, **__: Any) -> None:
         raise MemoryError("70 GB")
 
-    monkeypatch.setattr("ptycho.recipe.read", fail)
+    monkeypatch.setattr("ptycho.io.read", fail)
     code, _, err = run("info", scan)
     assert code == 6 and err.startswith("ptycho: error: out of memory: 70 GB; ") and err.count("\n") == 1
 
@@ -198,6 +199,45 @@ def test_info_for_people_and_for_programs(scan: Path) -> None:
     assert facts["scan"] == [6, 8] and facts["patterns"]["hot_pixels"] == 0
     assert facts["missing"] == {"voltage_kV": "microscope", "semiangle_mrad": "microscope", "step_A": "scan"}
     assert "patterns" not in json.loads(run("info", scan, "--json", "--no-survey").out)
+
+
+def test_info_draws_a_picture(scan: Path) -> None:
+    code, out, err = run("info", scan, "-o", "look.png")
+    assert code == 0 and "picture: look.png" in out and Path("look.png").read_bytes().startswith(b"\x89PNG"), err
+    assert json.loads(run("info", scan, "--json", "-o", "look.png").out)["picture"] == "look.png"
+    assert run("info", scan, "-o", "look.jpg").code == 5
+    assert run("info", scan, "-o", "none/look.png").code == 5
+
+
+def test_info_of_frames_without_a_scan_shape(scan: Path) -> None:
+    np.save("series.npy", np.load(scan).reshape(48, 32, 32))
+    code, out, _ = run("info", "series.npy")
+    assert code == 0 and "scan 1 x 48" in out and "[scan] shape = ...  or  --scan-shape ..." in out and "6 x 8" in out
+    assert "scan 6 x 8" in run("info", "series.npy", "--scan-shape", "6,8").out
+    assert run("reconstruct", "series.npy", *GIVEN).code == 4
+
+
+def test_info_with_settings(scan: Path) -> None:
+    out = run("info", scan, "--set", "data.bin=2", "--set", "microscope.voltage_kV=300").out
+    assert "patterns 16 x 16 px" in out and "300 kV" in out
+
+
+def test_info_of_a_17_GB_file_looks_at_a_part(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """512 x 512 EMPAD frames, most of them never written; what is read of it is bounded."""
+    read_frames = []
+    reading = BinarySource.read
+
+    def counted(self: BinarySource, frames: Any) -> Any:
+        read_frames.append(len(frames))
+        return reading(self, frames)
+
+    monkeypatch.setattr(BinarySource, "read", counted)
+    path = tmp_path / "scan_x512_y512.raw"
+    with open(path, "wb") as file:
+        file.truncate(512 * 512 * 66560)
+    code, out, _ = run("info", path)
+    assert code == 0 and "scan 512 x 512" in out and "all pixels are 0" in out
+    assert sum(read_frames) <= 1200
 
 
 def test_info_of_a_recipe(scan: Path) -> None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import typer
 
@@ -15,6 +15,11 @@ def recipe_for(file: str, settings: list[str]) -> Recipe:
     from ptycho.recipe import Recipe
 
     return Recipe.load(file, settings) if file.endswith(".toml") else Recipe.parse({"data": {"path": file}}, settings, name=file)
+
+
+def reading(file: str, settings: list[str]) -> dict[str, Any]:
+    """The arguments of ``ptycho.io.read`` for a recipe or a data file; torch is not needed for the file alone."""
+    return recipe_for(file, settings).reading() if settings or file.endswith(".toml") else {"path": file}
 
 
 def numbers(text: str | None, option: str) -> list[float] | float | None:

@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from ptycho.cli.arguments import recipe_for
+from ptycho.cli.arguments import reading
 
 
 def convert(
@@ -22,11 +22,12 @@ def convert(
     from tqdm import tqdm
 
     from ptycho.errors import OutputError
+    from ptycho.io import read
     from ptycho.io.convert import convert as write
 
     if target.exists() and not overwrite:
         raise OutputError(f"{target}: it is there already; give another name, or --overwrite")
-    data = recipe_for(source, set_ or []).read()
+    data = read(**reading(source, set_ or []))
     with tqdm(total=data.n_positions, unit="patterns", disable=not sys.stderr.isatty(), leave=False) as bar:
 
         def show(done: int, total: int) -> None:

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from ptycho.cli.arguments import numbers, recipe_for
+from ptycho.cli.arguments import numbers, reading
 
 if TYPE_CHECKING:
     from ptycho.data import Dataset4D
@@ -30,8 +30,8 @@ def info(
     from ptycho.errors import DataError
 
     shape = numbers(scan_shape, "--scan-shape")
-    settings = [*([] if shape is None else [f"scan.shape={shape}"]), *(set_ or [])]
-    data, unknown = _open(file, settings)
+    arguments = reading(file, set_ or []) | ({} if shape is None else {"scan_shape": shape})
+    data, unknown = _open(arguments)
     facts = _facts(data)
     facts["missing"] = {"shape": "scan"} if unknown else {}
     if survey:
@@ -53,18 +53,17 @@ def _listed(data: Dataset4D, name: str) -> bool:
     return name == "step_A" and data.positions_A is not None
 
 
-def _open(file: str, settings: list[str]) -> tuple[Dataset4D, bool]:
+def _open(arguments: dict[str, Any]) -> tuple[Dataset4D, bool]:
     """(the data, True when their scan shape is not known and they are shown as one line)."""
-    recipe = recipe_for(file, settings)
-    if recipe.scan.shape is None:
-        n_frames = recipe.frames_without_shape()
-        if n_frames is not None:
-            from ptycho.io.files import factor_pairs
+    from ptycho.errors import ScanShapeError
+    from ptycho.io import read
 
-            data = recipe.model_copy(update={"scan": recipe.scan.model_copy(update={"shape": (1, n_frames)})}).read()
-            data.warnings.insert(0, f"the scan shape of {n_frames} frames is not known; for example {factor_pairs(n_frames)}")
-            return data, True
-    return recipe.read(), False
+    try:
+        return read(**arguments), False
+    except ScanShapeError as error:
+        data = read(**{**arguments, "scan_shape": (1, error.n_frames)})
+        data.warnings.insert(0, str(error))
+        return data, True
 
 
 def _draw(data: Dataset4D, output: Path) -> Path:

@@ -30,10 +30,10 @@ from ptycho.io.checks import (
     check_whole,
     check_window,
 )  # fmt: skip
+from ptycho.io.emd_write import write_hdf5
 from ptycho.io.empad import write_empad
 from ptycho.io.formats import FORMATS, open_source
 from ptycho.io.gain import sample_frames
-from ptycho.io.hdf5_write import write_hdf5
 from ptycho.io.images import read_image
 from ptycho.io.known import calibration_of, default_flip, gain_of
 from ptycho.io.options import Options, RawLayout

@@ -33,13 +33,12 @@ def convert(data: Dataset4D, path: Path, progress: Callable[[int, int], None] | 
     if path.exists() and source.exists() and path.samefile(source):
         raise OutputError(f"{path}: this is the file that is read; give another name")
     positions = _positions(data)
-    kept = _type(data)
     return write_emd(
         path,
-        _blocks(data, kept),
+        _blocks(data),
         shape=data.scan_shape if positions is None else data.n_positions,
         pattern_shape=data.pattern_shape,
-        dtype=kept,
+        dtype=_type(data),
         calibration=_calibration(data),
         positions_A=positions,
         mask=data.mask,
@@ -64,15 +63,10 @@ def _type(data: Dataset4D) -> np.dtype[Any]:
     return np.dtype(np.uint32 if stored.itemsize == 4 or p.bin > 1 else np.uint16)
 
 
-def _blocks(data: Dataset4D, kept: np.dtype[Any]) -> Iterator[NDArray[Any]]:
+def _blocks(data: Dataset4D) -> Iterator[NDArray[np.float32]]:
     size = max(1, _BLOCK_BYTES // (4 * data.pattern_shape[0] * data.pattern_shape[1]))
     for start in range(0, data.n_positions, size):
-        patterns = data.patterns(slice(start, start + size))
-        if kept.kind == "u":
-            most = np.iinfo(kept).max
-            yield np.where(np.isnan(patterns), most, np.nan_to_num(patterns)).astype(kept)
-        else:
-            yield patterns
+        yield data.patterns(slice(start, start + size))
 
 
 def _calibration(data: Dataset4D) -> dict[str, Quantity]:

@@ -17,11 +17,13 @@ from numpy.typing import ArrayLike, DTypeLike, NDArray
 
 from ptycho.errors import OutputError
 from ptycho.frames import UNITS, Quantity
+from ptycho.io.files import publish
 
 if TYPE_CHECKING:
     import h5py
 
-_CHUNK_BYTES = 1 << 20
+#: Patterns are read one by one, at random: a chunk of many would be unpacked for each of them.
+_CHUNK_BYTES = 64 << 10
 _CACHE_BYTES = 64 << 20
 
 
@@ -61,20 +63,34 @@ def write_emd(
             with _failures(path):
                 group = _write_tree(file, values, len(scan))
                 data = _create(group, stack, stored)
-                _write_attributes(data, values)
+                _write_attributes(data, values, calibration or {})
                 for key, array in beside.items():
                     group[key] = array
             _fill(path, data, blocks, sink, progress)
         with _failures(path):
-            umask = os.umask(0)
-            os.umask(umask)
-            temporary.chmod(0o666 & ~umask)
-            os.replace(temporary, path)
+            publish(temporary, path)
     finally:
         if temporary is not None:
             with contextlib.suppress(OSError):
                 temporary.unlink(missing_ok=True)
     return path
+
+
+def write_hdf5(path: str | os.PathLike[str], patterns: NDArray[Any], calibration: Mapping[str, Any] | None = None) -> Path:
+    """Write patterns (slow, fast, ky, kx) in electrons as a datacube: whole numbers up to 65534 as uint16, everything else as float32.
+
+    ``calibration`` holds values or Quantities by the recipe's names; the reader finds them again. An older file is replaced only when the
+    new one is complete. Raises OutputError when it cannot be written.
+    """
+    if patterns.ndim != 4 or not patterns.size:
+        raise OutputError(f"{path}: patterns of the shape {patterns.shape}; (slow, fast, ky, kx) is needed")
+    dtype = np.uint16 if all(map(_fits_uint16, patterns)) else np.float32
+    return write_emd(path, patterns, shape=patterns.shape[:2], pattern_shape=patterns.shape[2:], dtype=dtype, calibration=calibration)
+
+
+def _fits_uint16(patterns: NDArray[Any]) -> bool:
+    """True for whole numbers that uint16 holds; its largest value is kept for pixels that were not measured."""
+    return bool((patterns >= 0).all() and (patterns < 65535).all() and (patterns == np.round(patterns)).all())
 
 
 @contextlib.contextmanager
@@ -206,7 +222,7 @@ def _write_calibration(
 
 
 def _create(group: h5py.Group, shape: tuple[int, ...], dtype: np.dtype[Any]) -> h5py.Dataset:
-    """The empty array: chunks of whole patterns of one scan line, at most 1 MiB unless one is larger, and gzip, which every program reads."""
+    """The empty array: chunks of whole patterns of one scan line, at most 64 KiB unless one is larger, and gzip, which every program reads."""
     fast = shape[-3]
     most = max(1, _CHUNK_BYTES // (shape[-2] * shape[-1] * dtype.itemsize))
     in_line = math.ceil(fast / most)
@@ -214,11 +230,13 @@ def _create(group: h5py.Group, shape: tuple[int, ...], dtype: np.dtype[Any]) -> 
     return group.create_dataset("data", shape, dtype, chunks=chunk, compression="gzip", compression_opts=1, shuffle=True)
 
 
-def _write_attributes(data: h5py.Dataset, values: Mapping[str, NDArray[np.float64]]) -> None:
-    data.attrs["units"] = "counts"
+def _write_attributes(data: h5py.Dataset, values: Mapping[str, NDArray[np.float64]], calibration: Mapping[str, Any]) -> None:
+    data.attrs["units"] = "counts" if "adu_per_electron" in values else "electrons"
     for key, value in values.items():
         data.attrs[key] = value
         data.attrs[f"{key}_units"] = UNITS[key]
+        if isinstance(calibration[key], Quantity) and not calibration[key].trusted:
+            data.attrs[f"{key}_trusted"] = False  # a guess must not become a fact on its way through a file
 
 
 # The patterns

@@ -20,7 +20,7 @@ from ptycho.frames import FrameSource, Header
 from ptycho.io.empad_g2 import G2_FRAME_BYTES, open_combined, open_words
 from ptycho.io.empad_sidecars import EmpadFiles, describe, find_files
 from ptycho.io.empad_xml import xml_text
-from ptycho.io.files import unreadable
+from ptycho.io.files import publish, replace_file, unreadable
 from ptycho.io.options import Options
 from ptycho.io.source import BinarySource
 
@@ -161,7 +161,7 @@ def write_empad(
         shape = _write_frames(raw, patterns, adu_per_electron, flip_rows)
         step = (step_A, step_A) if isinstance(step_A, int | float) else step_A
         text = xml_text(raw, shape, voltage_kV, step, rotation_deg, camera_length_m, exposure_ms)
-        _replace(raw.with_suffix(".xml"), text.encode())
+        replace_file(raw.with_suffix(".xml"), text.encode())
     except OSError as error:
         raise OutputError(f"{raw}: cannot be written ({error.strerror or error})") from None
     return raw
@@ -182,22 +182,8 @@ def _write_frames(raw: Path, patterns: NDArray[Any] | Iterable[NDArray[Any]], ga
             if not shapes:
                 raise OutputError(f"{raw}: there are no patterns to write")
             file.close()
-            _publish(Path(file.name), raw)
+            publish(Path(file.name), raw)
         except BaseException:
             Path(file.name).unlink(missing_ok=True)
             raise
     return len(shapes), shapes[0]
-
-
-def _publish(temporary: Path, path: Path) -> None:
-    """Move a complete file to its place, readable as a file made in the usual way."""
-    mask = os.umask(0)
-    os.umask(mask)
-    temporary.chmod(0o666 & ~mask)
-    os.replace(temporary, path)
-
-
-def _replace(path: Path, content: bytes) -> None:
-    with tempfile.NamedTemporaryFile(dir=path.parent, prefix=f".{path.name}.", delete=False) as file:
-        file.write(content)
-    _publish(Path(file.name), path)

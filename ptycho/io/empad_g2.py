@@ -10,8 +10,8 @@ How the rows lie relative to the scan is not documented for this generation: the
 
 from __future__ import annotations
 
+import io
 import os
-import tempfile
 from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
@@ -20,10 +20,11 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from ptycho.errors import DataError, OutputError
+from ptycho.errors import DataError
 from ptycho.frames import FrameSource, Header
 from ptycho.io.empad_g2_maps import NAMES, Calibration, both_stores, make_calibration, read_calibration
 from ptycho.io.empad_sidecars import EmpadFiles, describe, find_files
+from ptycho.io.files import replace_file
 from ptycho.io.options import Options
 from ptycho.io.source import BinarySource
 
@@ -142,19 +143,8 @@ def _mean_background(beam_off: Path, calibration: Calibration, scan_shape: tuple
 def _write(path: Path, maps: Mapping[str, NDArray[np.float32]]) -> None:
     import h5py  # late: it is not needed to read
 
-    temporary = None
-    try:
-        handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
-        os.close(handle)
-        with h5py.File(temporary, "w") as file:
-            for name, values in maps.items():
-                file[name] = values
-        mask = os.umask(0)
-        os.umask(mask)
-        os.chmod(temporary, 0o666 & ~mask)
-        os.replace(temporary, path)
-    except (OSError, RuntimeError) as error:
-        raise OutputError(f"{path}: cannot be written ({getattr(error, 'strerror', None) or error})") from None
-    finally:
-        if temporary is not None:
-            Path(temporary).unlink(missing_ok=True)
+    content = io.BytesIO()
+    with h5py.File(content, "w") as file:
+        for name, values in maps.items():
+            file[name] = values
+    replace_file(path, content.getvalue())

@@ -37,7 +37,7 @@ def unreadable(path: Path, error: Exception, what: str = "cannot be read") -> Da
 
 
 def _reason(error: Exception) -> str:
-    text = getattr(error, "strerror", None) or str(error).split("\n")[0] or type(error).__name__
+    text = str(getattr(error, "strerror", None) or str(error).split("\n")[0] or type(error).__name__)
     return text if len(text) <= 120 else text[:117] + "..."
 
 

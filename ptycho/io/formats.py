@@ -51,7 +51,7 @@ _MAGIC = (
 )  # fmt: skip
 _COMPRESSED = (b"BZh", b"\x1f\x8b", b"\xfd7zXZ", b"\x28\xb5\x2f\xfd")
 #: Read by a library that a damaged file can send into an endless loop: tried in a child process first.
-_GUARDED = {"hdf5", "mat", "tiff"}
+_GUARDED = {"hdf5", "mat", "tiff", "extra"}
 
 
 def open_source(path: str | os.PathLike[str], format: str | None = None, options: Options | None = None) -> FrameSource:
@@ -66,9 +66,9 @@ def open_source(path: str | os.PathLike[str], format: str | None = None, options
     options = replace(options or Options(), dataset=dataset or None)
     kind = format or ("raw" if options.layout is not None and not file.is_dir() else guess_format(file))
     if kind in _GUARDED:
-        check_in_child(file, kind, options.dataset)
+        check_in_child(file, kind, options)
     if options.calibration_file is not None:
-        check_in_child(options.calibration_file, "calibration", None)
+        check_in_child(options.calibration_file, "calibration", Options())
     # Without a format, which of the EMPADs it is comes from the file itself.
     opener = empad.open_empad if kind == "empad" and format is None else FORMATS[kind]
     return opener(file, options)

@@ -12,6 +12,7 @@ import sys
 from pathlib import Path
 
 from ptycho.errors import DataError
+from ptycho.io.options import Options
 
 #: Opening a sound file takes about a second on a slow network disk.
 _SECONDS = 25.0
@@ -20,11 +21,15 @@ _MEMORY_BYTES = 6 << 30
 _REFUSED = 4
 
 
-def check_in_child(path: Path, format: str, dataset: str | None) -> None:
-    """Open the file and read three frames in a child process. Raises DataError with its reason, or when it does not come to an end."""
+def check_in_child(path: Path, format: str, options: Options) -> None:
+    """Open the file and read three frames in a child process. Raises DataError with its reason, or when it does not come to an end.
+
+    ``format`` is a key of ``FORMATS``, or "positions" or "calibration" for files of these kinds.
+    """
     # The child finds this package where this process has found it, installed or not, and nothing in the current folder.
     environment = os.environ | {"PYTHONPATH": str(Path(__file__).parents[2]), "PYTHONSAFEPATH": "1"}
-    words = [sys.executable, "-m", "ptycho.io.guard", str(path.absolute()), format, dataset or ""]
+    shape = "" if options.scan_shape is None else "{},{}".format(*options.scan_shape)
+    words = [sys.executable, "-m", "ptycho.io.guard", str(path.absolute()), format, options.dataset or "", shape]
     try:
         done = subprocess.run(words, capture_output=True, timeout=_SECONDS, env=environment, stdin=subprocess.DEVNULL)
     except subprocess.TimeoutExpired:
@@ -38,12 +43,11 @@ def check_in_child(path: Path, format: str, dataset: str | None) -> None:
         raise DataError(f"{path}: reading it stops the program (signal {-done.returncode}); the file is damaged")
 
 
-def _main(path: str, format: str, dataset: str) -> int:
+def _main(path: str, format: str, dataset: str, shape: str) -> int:
     import numpy as np
 
     from ptycho.io.empad_g2_maps import read_calibration
     from ptycho.io.formats import FORMATS
-    from ptycho.io.options import Options
     from ptycho.io.scan import read_positions
 
     _limit_memory()
@@ -54,7 +58,8 @@ def _main(path: str, format: str, dataset: str) -> int:
         if format == "calibration":
             read_calibration(Path(path))
             return 0
-        source = FORMATS[format](Path(path), Options(dataset=dataset or None))
+        slow, _, fast = shape.partition(",")
+        source = FORMATS[format](Path(path), Options(dataset=dataset or None, scan_shape=(int(slow), int(fast)) if shape else None))
         n = source.header.n_frames
         if source.header.frame_bytes < 1 << 28:
             source.read(np.unique([0, n // 2, n - 1]))

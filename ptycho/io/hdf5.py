@@ -287,7 +287,8 @@ def recipe_attributes(name: str, data: h5py.Dataset) -> dict[str, Quantity]:
             value = np.asarray(item.attrs[key])
             if value.dtype.kind in "iuf" and value.size in (1, 2) and key not in metadata:
                 plain = tuple(value.ravel().tolist())
-                metadata[key] = Quantity(plain if len(plain) == 2 else float(plain[0]), UNITS[key], f"{name}: {item.name} @{key}")
+                trusted = number(item, f"{key}_trusted") != 0
+                metadata[key] = Quantity(plain if len(plain) == 2 else float(plain[0]), UNITS[key], f"{name}: {item.name} @{key}", trusted)
         if item.name == "/":
             return metadata
         item = item.parent

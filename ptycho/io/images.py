@@ -10,7 +10,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ptycho.errors import DataError
-from ptycho.io.files import file_size, unreadable
+from ptycho.io.formats import open_source
+from ptycho.io.numpy_file import load_npy
 
 
 def read_image(key: str, image: str | os.PathLike[str] | NDArray[Any], shape: tuple[int, int]) -> NDArray[Any]:
@@ -19,19 +20,17 @@ def read_image(key: str, image: str | os.PathLike[str] | NDArray[Any], shape: tu
         array, name = image, key
     else:
         path = Path(image)
-        file_size(path)
-        name = str(path)
-        try:
-            array = _load_tiff(path) if path.suffix.lower() in (".tif", ".tiff") else np.load(path, allow_pickle=False)
-        except (OSError, ValueError, EOFError, TypeError) as error:
-            raise unreadable(path, error, "not an image (npy or tiff)") from None
-    if not isinstance(array, np.ndarray) or array.shape != shape or array.dtype.kind not in "biuf":
-        found = getattr(array, "shape", "no array")
-        raise DataError(f"{name}: {key} has the shape {found}; {shape[0]} x {shape[1]} is needed")
+        array, name = _load_tiff(path) if path.suffix.lower() in (".tif", ".tiff") else load_npy(path), str(path)
+    if array.shape != shape or array.dtype.kind not in "biuf":
+        raise DataError(f"{name}: {key} has the shape {array.shape}; {shape[0]} x {shape[1]} is needed")
     return array
 
 
-def _load_tiff(path: Path) -> Any:
-    import tifffile  # late: only for masks and dark images in this format
-
-    return tifffile.imread(path)
+def _load_tiff(path: Path) -> NDArray[Any]:
+    """The image of a file of one, else the first two."""
+    source = open_source(path, "tiff")
+    try:
+        images = source.read(np.arange(min(2, source.header.n_frames)))
+    finally:
+        source.close()
+    return images[0] if len(images) == 1 else images

@@ -68,6 +68,25 @@ def _open_npy(path: Path, options: Options, axes: tuple[int, ...]) -> FrameSourc
     return _source(header, array, array.header_bytes, size)
 
 
+def load_npy(path: Path) -> NDArray[Any]:
+    """All of a small ``.npy`` file of numbers: positions, a mask, an image. Raises DataError for anything else.
+
+    NumPy's own ``load`` would make room for whatever the header promises, and fails in more ways than can be caught.
+    """
+    size = file_size(path)
+    try:
+        with open(path, "rb") as file:
+            array = _read_header(file, str(path))
+        if array.dtype.kind not in "biuf":
+            raise DataError(f"{path}: values of type {str(array.dtype)[:40]} are not the real numbers that are needed")
+        if min(array.shape, default=0) < 0 or array.header_bytes + array.n_bytes > size:
+            raise DataError(f"{path}: the header promises {array.header_bytes + array.n_bytes} bytes, the file has {size}; has it been cut?")
+        flat = np.fromfile(path, array.dtype, math.prod(array.shape), offset=array.header_bytes)
+        return flat.reshape(array.shape, order="F" if array.fortran else "C")
+    except (OSError, ValueError, MemoryError) as error:
+        raise unreadable(path, error, "not a NumPy file") from None
+
+
 def open_npz(path: Path, options: Options) -> FrameSource:
     """Frames of one array of an ``.npz`` file: ``dataset``, else the only stack of images in it."""
     size = file_size(path)

@@ -24,7 +24,7 @@ import tifffile
 from numpy.typing import NDArray
 
 from ptycho.errors import DataError, OutputError
-from ptycho.io.files import file_size, unreadable
+from ptycho.io.files import file_size, publish, unreadable
 from ptycho.result import EpochRecord, Result
 
 RESULT, TIFF, PNG = "result.h5", "phase.tif", "phase.png"
@@ -93,10 +93,7 @@ def _replace(path: Path, content: memoryview | bytes) -> Path:
             file.write(content)
             file.flush()
             os.fsync(file.fileno())
-        mask = os.umask(0)
-        os.umask(mask)
-        os.chmod(temporary, 0o666 & ~mask)
-        os.replace(temporary, path)
+        publish(Path(temporary), path)
         _sync_folder(path.parent)
     except OSError as error:
         raise OutputError(_unwritable(path, len(content), error)) from None

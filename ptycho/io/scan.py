@@ -9,11 +9,13 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from ptycho.errors import DataError, RecipeError
+from ptycho.errors import DataError, RecipeError, ScanShapeError
 from ptycho.frames import Header
 from ptycho.io.files import factor_pairs, file_size, read_csv, unreadable
 from ptycho.io.guard import check_in_child
 from ptycho.io.hdf5 import read_table
+from ptycho.io.numpy_file import load_npy
+from ptycho.io.options import Options
 from ptycho.preparation import Box
 
 
@@ -112,7 +114,8 @@ def _shape(header: Header, request: ScanRequest, warnings: list[str]) -> tuple[i
     if request.shape is not None:
         return _fit_shape(header, request, warnings)
     if header.scan_shape is None:
-        raise DataError(f"{header.path}: the scan shape of {n} frames is not known; give [scan] shape = [slow, fast], for example {factor_pairs(n)}")
+        message = f"{header.path}: the scan shape of {n} frames is not known; give [scan] shape = [slow, fast], for example {factor_pairs(n)}"
+        raise ScanShapeError(message, n)
     shape = header.scan_shape
     if said is not None and not said.trusted:
         warnings.append(f"{name}: the scan shape {shape[0]} x {shape[1]} is {said.source}; give scan_shape")
@@ -159,10 +162,10 @@ def read_positions(path: str | os.PathLike[str], guarded: bool = False) -> NDArr
     file_size(file)
     try:
         if file.suffix.lower() == ".npy":
-            table = np.load(file, allow_pickle=False)
+            table = load_npy(file)
         elif file.suffix.lower() in (".h5", ".hdf5"):
             if not guarded:
-                check_in_child(file, "positions", dataset or None)
+                check_in_child(file, "positions", Options(dataset=dataset or None))
             table = read_table(file, dataset or None)
         else:
             table = read_csv(file)

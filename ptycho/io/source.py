@@ -20,6 +20,7 @@ from ptycho.io.files import unreadable
 #: What must be read at once may take this many bytes.
 MAX_IN_MEMORY = 8 << 30
 _MAX_PIXELS = 65536
+_MAX_FRAMES = 1 << 26
 
 
 def runs(frames: NDArray[np.int64]) -> Iterator[tuple[int, int]]:
@@ -147,4 +148,6 @@ def stack_shape(shape: tuple[int, ...], dtype: np.dtype[Any], name: str) -> tupl
     *scan, height, width = (int(n) for n in shape)
     if max(height, width) > _MAX_PIXELS:
         raise DataError(f"{name}: patterns of {height} x {width} pixels; no detector has more than {_MAX_PIXELS} on a side")
+    if math.prod(scan) > _MAX_FRAMES:
+        raise DataError(f"{name}: {math.prod(scan):.3g} patterns, by its shape; no scan has more than {_MAX_FRAMES}: the file is damaged")
     return (scan[0], scan[1]) if len(scan) == 2 else None, math.prod(scan), (height, width)
