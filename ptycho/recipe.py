@@ -116,6 +116,8 @@ class Recipe(Section):
         """
         path = Path(path)
         try:
+            if path.exists() and not (path.is_file() or path.is_dir()):
+                raise RecipeError(f"{path}: this is a pipe or a device; give the recipe's path")
             if path.stat().st_size > _MOST_BYTES:
                 raise RecipeError(f"{path}: {path.stat().st_size} bytes is too long for a recipe; is it a data file?")
             tree = tomllib.loads(path.read_text(encoding="utf-8"))

@@ -248,7 +248,7 @@ def write_simulation(simulated: Simulated, directory: str | os.PathLike[str], fo
             )
         else:
             names = ("voltage_kV", "semiangle_mrad", "defocus_A", "step_A", "rotation_deg", "pixel_invA")
-            path = write_hdf5(folder / "data.h5", simulated.patterns, {name: getattr(s, name) for name in names} | {"adu_per_electron": 1.0})
+            path = write_hdf5(folder / "data.h5", simulated.patterns, {name: getattr(s, name) for name in names})
         np.savez_compressed(folder / "truth.npz", phase=simulated.truth_phase[None], sampling_A=simulated.truth_pixel_A)
         recipe = folder / "recipe.toml"
         recipe.write_text(_recipe(simulated, path.name, format), encoding="utf-8")

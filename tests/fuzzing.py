@@ -28,6 +28,8 @@ from typing import Any
 import h5py  # noqa: F401  here and not in every worker, as the next ones
 import hdf5plugin  # noqa: F401
 import numpy as np
+import scipy.io
+import scipy.ndimage  # noqa: F401
 import tifffile  # noqa: F401
 from command import Ran, run
 from fuzzing_mutations import Mutant, Special, mutant
@@ -51,7 +53,7 @@ _KEYS = {
     "semiangle_mrad": "microscope.semiangle_mrad",
 }  # fmt: skip
 #: A mutant of a few kB that takes so many seconds of computing, or of waiting, does not end.
-CPU_SECONDS, SECONDS = 2.0, 10.0
+CPU_SECONDS, SECONDS = 1.0, 10.0
 LONGEST_TEXT = 300
 WORKERS = 2
 
@@ -64,6 +66,7 @@ class Report:
     number: int = 0
     outcomes: dict[str, int] = field(default_factory=dict)
     failures: list[tuple[int, str, str]] = field(default_factory=list)
+    stopped: list[int] = field(default_factory=list)
     slowest_s: float = 0.0
     slowest: int = 0
     peak_MB: float = 0.0
@@ -115,6 +118,9 @@ def read_mutant(folder: Path, seed: Seed, damaged: Mutant, rng: Random) -> str:
             patterns = data.patterns(np.unique([0, data.n_positions // 2, data.n_positions - 1]))
             assert patterns.shape[1:] == data.pattern_shape and patterns.dtype == np.float32, (patterns.shape, patterns.dtype)
             data.survey()
+            known = data.calibration.keys()
+            if {"voltage_kV", "semiangle_mrad"} <= known and ("step_A" in known or data.positions_A is not None):
+                assert np.isfinite(data.geometry.positions_A).all()
         finally:
             data.close()
     return "read"
@@ -144,7 +150,7 @@ def check_command(ran: Ran, damaged: Mutant) -> int:
     assert "Traceback" not in ran.err + ran.out and "bug" not in ran.err, ran
     if ran.code:
         assert ran.err.startswith("ptycho: error: ") and ran.err.count("\n") == 1, ran
-        wrong = fault(ran.err.strip(), Path(), damaged)
+        wrong = fault(ran.err.strip(), Path(), damaged, named=ran.code == 4)  # what is wrong in a recipe is a key
         assert not wrong, f"{wrong}: {ran.err}"
     return ran.code
 
@@ -185,6 +191,7 @@ def carry_out(task: Task, first: int = 0) -> Report:
 def _count(report: Report, outcomes: Counter[str], task: Task, result: dict[str, Any]) -> None:
     report.number += 1
     outcomes[result["outcome"]] += 1
+    report.stopped += [result["number"]] if "guard" in result["outcome"] else []
     if result["seconds"] > report.slowest_s:
         report.slowest_s, report.slowest = result["seconds"], result["number"]
     if result["MB"] > report.peak_MB:
@@ -214,10 +221,11 @@ def write(folder: Path, damaged: Mutant) -> None:
 
 def changes(folder: Path, damaged: Mutant) -> list[str]:
     """Names of what is not as it was written, but for the folder of a run."""
-    there = {str(p.relative_to(folder)) for p in folder.rglob("*") if not p.is_dir() and "run" not in p.relative_to(folder).parts[:1]}
-    plain = {name: content for name, content in damaged.files.items() if not isinstance(content, Special)}
-    others = damaged.files.keys() - plain.keys()
-    return sorted(there ^ plain.keys() - others) + [name for name in there & plain.keys() if (folder / name).read_bytes() != plain[name]]
+    found = (path.relative_to(folder) for path in folder.rglob("*") if path.is_symlink() or not path.is_dir())
+    there = {str(path) for path in found if path.parts[0] != "run"}
+    files = {name: content for name, content in damaged.files.items() if content is not Special.FOLDER}
+    same = {name for name in there & files.keys() if isinstance(files[name], Special) or (folder / name).read_bytes() == files[name]}
+    return sorted((there | files.keys()) - same)
 
 
 class _Worker:
@@ -306,15 +314,15 @@ def _outcome(place: Path, task: Task, seed: Seed, damaged: Mutant, rng: Random) 
         return "failed", f"{type(error).__name__} escapes from {where}: {str(error)[:300]}"
 
 
-def fault(text: str, place: Path, damaged: Mutant) -> str:
-    """What is wrong with the message of an error; nothing when it is one line that names the file."""
+def fault(text: str, place: Path, damaged: Mutant, named: bool = True) -> str:
+    """What is wrong with the message of an error; nothing when it is one line, and with ``named`` one that names the file."""
     said = text.replace(f"{place}/", "")
     if not said.isprintable():
         return "not one line of plain text"
     if len(said) >= LONGEST_TEXT:
         return f"{len(said)} characters"
-    names = {part for name in (damaged.opened, damaged.changed) for part in Path(name).parts}
-    return "" if any(name in said for name in names) else "the file is not named"
+    names = {part for name in (damaged.opened, *damaged.files) for part in Path(name).parts}
+    return "" if not named or any(name in said for name in (*names, "scan.npy")) else "the file is not named"
 
 
 def _stopped(task: Task, number: int, status: int) -> dict[str, Any]:
@@ -324,7 +332,6 @@ def _stopped(task: Task, number: int, status: int) -> dict[str, Any]:
     result = {"number": number, "seconds": 0.0, "MB": 0.0, "text": ""}
     place = Path(tempfile.mkdtemp(dir=task.folder))
     write(place, damaged)
-    started = time.monotonic()
     told, telling = os.pipe()
     pid = os.fork()
     if pid == 0:
@@ -342,7 +349,7 @@ def _stopped(task: Task, number: int, status: int) -> dict[str, Any]:
     if status or not text or text.startswith("failed"):
         again = f"status {status} {text}"
         return {**result, "outcome": "failed", "text": f"it stops a worker ({how}), and with the guard too: {again}"}
-    return {**result, "outcome": f"{how}, with the guard {text.strip()} ", "text": "", "seconds": 0.0 * (time.monotonic() - started)}
+    return {**result, "outcome": f"{how}, with the guard {text.strip()}"}
 
 
 def _watch(cpu_s: float, seconds: float) -> None:
@@ -386,7 +393,7 @@ def show(report: Report) -> None:
     rate = report.number / max(report.seconds, 1e-9)
     said = ", ".join(f"{number} {outcome}" for outcome, number in report.outcomes.items())
     print(f"{report.format}: {report.number} mutants, {rate:.0f}/s: {said}; slowest {report.slowest_s:.2f} s (no. {report.slowest}), ", end="")
-    print(f"{report.peak_MB:.0f} MB (no. {report.largest})", flush=True)
+    print(f"{report.peak_MB:.0f} MB (no. {report.largest}); workers stopped by no. {report.stopped}", flush=True)
     for number, kept, text in report.failures:
         print(f"  no. {number}: {kept}: {text}", flush=True)
 

@@ -10,7 +10,7 @@ from typing import TypeAlias
 
 from ptycho.errors import DataError, RecipeError
 from ptycho.frames import FrameSource
-from ptycho.io import blockfile, empad, empad_g2, event_files, extra, folder, hdf5_dialects, matlab, mib, mrc, nion, numpy_file, raw, tiff
+from ptycho.io import blockfile, empad, empad_g2, event_files, extra, folder, hdf5_dialects, matlab, mib, mrc, nion, numpy_file, raw, seq, tiff
 from ptycho.io.files import file_size, unreadable
 from ptycho.io.guard import check_in_child
 from ptycho.io.options import Options
@@ -32,6 +32,7 @@ FORMATS: Mapping[str, Opener] = {
     "mrc": mrc.open_mrc,
     "nion": nion.open_ndata,
     "blo": blockfile.open_blockfile,
+    "seq": seq.open_seq,
     "raw": raw.open_raw,
     "folder": folder.open_folder,
     "extra": extra.open_extra,
@@ -42,12 +43,12 @@ SUFFIXES = {
     ".h5": "hdf5", ".hdf5": "hdf5", ".hdf": "hdf5", ".he5": "hdf5", ".emd": "hdf5", ".nxs": "hdf5", ".cxi": "hdf5", ".hspy": "hdf5", ".nhdf": "hdf5",
     ".ptyd": "hdf5", ".ptyr": "hdf5",
     ".mat": "mat", ".npy": "npy", ".npz": "npz", ".tif": "tiff", ".tiff": "tiff", ".mrc": "mrc", ".mrcs": "mrc",
-    ".ndata": "nion", ".ndata1": "nion", ".blo": "blo",
+    ".ndata": "nion", ".ndata1": "nion", ".blo": "blo", ".seq": "seq",
     **dict.fromkeys(extra.SUFFIXES, "extra"),
 }  # fmt: skip
 _MAGIC = (
     (b"\x89HDF\r\n\x1a\n", "hdf5"), (b"\x93NUMPY", "npy"), (b"PK\x03\x04", "npz"), (b"MQ1,", "mib"), (b"MPX,", "mib"), (b"MATLAB 5.0", "mat"),
-    (b"II*\x00", "tiff"), (b"MM\x00*", "tiff"), (b"II+\x00", "tiff"), (b"MM\x00+", "tiff"), (b"IMGBLO", "blo"),
+    (b"II*\x00", "tiff"), (b"MM\x00*", "tiff"), (b"II+\x00", "tiff"), (b"MM\x00+", "tiff"), (b"IMGBLO", "blo"), (b"\xed\xfe\0\0", "seq"),
 )  # fmt: skip
 _COMPRESSED = (b"BZh", b"\x1f\x8b", b"\xfd7zXZ", b"\x28\xb5\x2f\xfd")
 #: Read by a library that a damaged file can send into an endless loop: tried in a child process first.

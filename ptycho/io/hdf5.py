@@ -285,10 +285,10 @@ def recipe_attributes(name: str, data: h5py.Dataset) -> dict[str, Quantity]:
     while True:
         for key in UNITS.keys() & item.attrs.keys():
             value = np.asarray(item.attrs[key])
-            if value.dtype.kind in "iuf" and value.size in (1, 2) and key not in metadata:
-                plain = tuple(value.ravel().tolist())
+            if value.dtype.kind in "iuf" and 1 <= value.size <= (2 if key == "step_A" else 1) and key not in metadata:
+                plain = [float(v) for v in value.ravel()]
                 trusted = number(item, f"{key}_trusted") != 0
-                metadata[key] = Quantity(plain if len(plain) == 2 else float(plain[0]), UNITS[key], f"{name}: {item.name} @{key}", trusted)
+                metadata[key] = Quantity((plain[0], plain[-1]) if key == "step_A" else plain[0], UNITS[key], f"{name}: {item.name} @{key}", trusted)
         if item.name == "/":
             return metadata
         item = item.parent

@@ -56,7 +56,8 @@ def _usable(key: str, quantity: Quantity, warnings: list[str]) -> bool:
 
 
 def _differ(a: Any, b: Any) -> bool:
-    return bool(np.any(np.abs(np.divide(a, b) - 1) > 0.05))
+    with np.errstate(over="ignore"):  # the file's may be no value at all
+        return bool(np.any(np.abs(np.divide(a, b) - 1) > 0.05))
 
 
 def _shown(quantity: Quantity) -> str:

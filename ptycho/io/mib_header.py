@@ -48,8 +48,9 @@ class FrameHeader:
 def parse_frame_header(head: bytes) -> FrameHeader:
     """The header at the start of ``head``. Raises ValueError, with what is wrong, for anything else."""
     fields = [field.strip() for field in head.split(b"\0")[0].decode("latin-1").split(",")]
-    if fields[0] != "MQ1" or len(fields) < 10:
+    if fields[0] != "MQ1" or len(fields) < 7:
         raise ValueError("a frame does not begin with the header MQ1,...")
+    fields += [""] * (10 - len(fields))  # early software and converters end with the type of the pixels
     sequence, header_bytes, chips, nx, ny = (_whole(field) for field in fields[1:6])
     if not 40 <= header_bytes <= MAX_HEADER_BYTES or not 1 <= nx <= _MAX_SIDE or not 1 <= ny <= _MAX_SIDE:
         raise ValueError(f"the frame header promises {header_bytes} bytes of header and {nx} x {ny} pixels")
@@ -119,8 +120,8 @@ def raw_depth(path: Path, frame: FrameHeader, hdr: dict[str, str] | None) -> int
     known = (layout, frame.chips) == ("1x1", 1) or (layout, frame.chips, frame.chip_mask) == ("2x2", 4, "0F")
     if not known or frame.nx != CHIP * frame.chips * (2 if depth == 24 else 1) or frame.ny > CHIP:
         raise DataError(
-            f"{path}: RAW frames of {frame.nx} x {frame.ny} pixels of {frame.chips} chips, layout {frame.layout[:8]}, mask {frame.chip_mask[:8]}: "
-            "only 1x1 and complete 2x2 are known; save processed frames"
+            f"{path}: RAW frames of {frame.nx} x {frame.ny} pixels of {frame.chips} chips, layout {frame.layout[:8]!r}, "
+            f"mask {frame.chip_mask[:8]!r}: only 1x1 and complete 2x2 are known; save processed frames"
         )
     return depth
 

@@ -91,6 +91,9 @@ def _points_of_frames(
 ) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
     """(scan points that have a frame, in order; the frame of each). Of several frames for one point the first is used."""
     slow, fast = shape
+    if header.acquired is None and not any(flyback) and not skip:  # most scans; the rest takes seconds for millions of frames
+        every = np.arange(min(header.n_frames, slow * fast))
+        return every, every
     acquired = np.arange(header.n_frames) if header.acquired is None else header.acquired
     row, column = np.divmod(acquired - skip, flyback[0] + fast + flyback[1])
     column = column - flyback[0]

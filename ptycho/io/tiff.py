@@ -159,7 +159,7 @@ def _pages(path: Path, series: TiffPageSeries, header: Header) -> list[Segments]
     """Where the parts of each page are. Raises DataError for pages that cannot be unpacked, or that promise more than they can hold."""
     keyframe = series.keyframe
     if keyframe.compression not in _COMPRESSIONS:
-        raise DataError(f"{path}: compression {str(keyframe.compression)[:40]} is not read; save the stack uncompressed or with deflate")
+        raise DataError(f"{path}: compression {str(keyframe.compression)[:40]!r} is not read; save the stack uncompressed or with deflate")
     if keyframe.bitspersample != 8 * header.dtype.itemsize:
         raise DataError(f"{path}: {str(keyframe.bitspersample)[:40]} bits per pixel are not read; save it with 8, 16 or 32 bits")
     if len(series.pages) != header.n_frames or None in series.pages:
