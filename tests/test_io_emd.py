@@ -282,7 +282,8 @@ def test_round_trip(patterns, tmp_path: Path, block):
 
 def test_a_list_of_patterns_and_no_calibration(patterns, tmp_path: Path):
     source = opened(write_emd(tmp_path / "a.h5", [patterns[0]], shape=5, pattern_shape=(6, 7), dtype=">i4"))
-    assert values(source.header) == {"adu_per_electron": 1.0} and source.header.scan_shape is None and source.header.n_frames == 5 and source.header.dtype == ">i4"
+    header = source.header
+    assert (values(header), header.scan_shape, header.n_frames, header.dtype) == ({"adu_per_electron": 1.0}, None, 5, ">i4")
     np.testing.assert_array_equal(source.read(np.arange(5)), patterns[0])
 
 

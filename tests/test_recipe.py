@@ -293,3 +293,54 @@ def test_recipe_of_a_data_set_reads_it_again(tmp_path: Path, disk_patterns: Any)
     assert again.geometry.aberrations == data.geometry.aberrations
     in_memory = Recipe.of(ptycho.read(disk_patterns, mask=np.ones((32, 32)), voltage_kV=80))
     assert in_memory.data.mask is None and in_memory.data.path == "array" and in_memory.microscope.voltage_kV == 80
+
+
+def test_all_that_can_be_said_of_a_file_survives_the_run_folder(disk_patterns, tmp_path: Path):
+    """Raw binary with gaps, flyback and a gain image: the recipe in the run folder gives the same bits, wherever it stands."""
+    lines = np.pad(disk_patterns.astype("u2"), ((0, 0), (1, 1), (0, 0), (0, 0)))
+    (tmp_path / "frames.bin").write_bytes(bytes(10) + b"".join(frame.tobytes() + bytes(6) for frame in lines.reshape(-1, 32, 32)))
+    np.save(tmp_path / "gain.npy", np.ones((32, 32), "f4"))
+    (tmp_path / "recipe.toml").write_text("""
+[data]
+path = "frames.bin"
+layout = { dtype = "<u2", frame_shape = [32, 32], offset_bytes = 10, after_bytes = 6 }
+gain = "gain.npy"
+centre = "auto"
+window = [28, 28]
+memory_GB = 0
+[microscope]
+voltage_kV = 80
+semiangle_mrad = 24.9
+defocus_A = 20
+[scan]
+shape = [6, 8]
+flyback = [1, 1]
+step_A = 0.4
+[[solve]]
+kind = "gradient"
+epochs = 1
+""")
+    first = ptycho.reconstruct(str(tmp_path / "recipe.toml"), output=tmp_path / "run", device="cpu")
+    data = Recipe.load(tmp_path / "run" / "recipe.toml").read()
+    np.testing.assert_array_equal(data.patterns().reshape(6, 8, 28, 28), disk_patterns[:, :, 2:30, 2:30])
+    again = ptycho.reconstruct(str(tmp_path / "run" / "recipe.toml"), device="cpu")
+    np.testing.assert_array_equal(first.object, again.object)
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ('layout = { dtype = "text", frame_shape = [8, 8] }', "data.layout"),
+        ('layout = { dtype = "u2" }', "frame_shape"),
+        ('layout = { dtype = "u2", frame_shape = [8, 8], gap = 3 }', "gap"),
+        ('centre = "middle"', "data.centre"),
+        ('descan = "cubic"', "data.descan"),
+        ("window = [8, 0]", "data.window"),
+    ],
+)
+def test_wrong_words_about_a_file(text: str, said: str, tmp_path: Path):
+    (tmp_path / "frames.bin").write_bytes(bytes(1000))
+    (tmp_path / "recipe.toml").write_text(f'[data]\npath = "frames.bin"\n{text}\n')
+    with pytest.raises(RecipeError, match=said) as error:
+        Recipe.load(tmp_path / "recipe.toml").read()
+    assert "\n" not in str(error.value) and len(str(error.value)) < 300, str(error.value)

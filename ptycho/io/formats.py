@@ -86,7 +86,7 @@ def guess_format(path: Path) -> str:
             head = file.read(520)
     except OSError as error:
         raise unreadable(path, error) from None
-    if head.startswith(_COMPRESSED):
+    if head.startswith(_COMPRESSED) or suffix == ".zip":
         raise DataError(f"{path}: this file is compressed; unpack it first")
     found = SUFFIXES.get(suffix) or next((kind for magic, kind in _MAGIC if head.startswith(magic) or head[512:].startswith(magic)), None)
     if found is None and suffix in (".bin", ".dat"):

@@ -15,7 +15,7 @@ from ptycho.errors import DataError
 from ptycho.io.options import Options
 
 #: Opening a sound file takes about a second on a slow network disk.
-_SECONDS = 25.0
+_SECONDS = 15.0
 _MEMORY_BYTES = 6 << 30
 #: Exit code of a child that refuses the file; its reason is the last line of its output.
 _REFUSED = 4
