@@ -6,7 +6,7 @@ import logging
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -108,7 +108,8 @@ class _Prepared:
 
 
 def _prepare(job: Job) -> _Prepared:
-    data = job.data.without_bad_frames()
+    # Not one empty or damaged pattern is to be fitted: all of them are looked at, however large the file.
+    data = replace(job.data, survey_all=True).without_bad_frames()
     geometry, survey, options = data.geometry, data.survey(), job.recipe.model
     recipe = job.recipe.completed(job.data, data.pixel_invA.value)
     if job.folder is not None:

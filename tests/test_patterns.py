@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 import torch
 
+import ptycho
 import ptycho.patterns
 from ptycho.errors import DataError
 from ptycho.io import read
@@ -147,3 +148,14 @@ def test_masked_pixels_are_zero_and_not_missing(disk_patterns, monkeypatch):
 def test_memory_is_bounded_by_what_the_user_says(disk_patterns):
     for limit, resident in ((0, False), (1e-6, False), (1.0, True)):
         assert Patterns(read(disk_patterns, memory_GB=limit, **KNOWN), CPU).resident == resident
+
+
+def test_a_reconstruction_looks_at_every_pattern(disk_patterns, monkeypatch):
+    """An empty frame that a sample of a large file would miss is not fitted as zeros."""
+    monkeypatch.setattr("ptycho.data._SURVEY_ALL_BYTES", 0)
+    monkeypatch.setattr("ptycho.data._SURVEY_FRAMES", 5)
+    disk_patterns[1, 2] = 0
+    data = read(disk_patterns, **KNOWN, defocus_A=20)
+    assert data.survey().n_surveyed == 5 and len(data.survey().bad_frames) == 0
+    result = ptycho.reconstruct(data, epochs=1, device="cpu")
+    assert len(result.positions_A) == 47

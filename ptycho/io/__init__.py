@@ -169,8 +169,8 @@ def read(
         if mask is not None:
             preparation = replace(preparation, mask=read_image("data.mask", mask, pattern_shape) != 0)
         data = Dataset4D(
-            source, preparation, calibration, placed.shape, placed.frames, placed.points, placed.positions, aimed.shifts_px, limit,
-            list(dict.fromkeys(warnings)), arguments,
+            source, preparation, calibration, placed.shape, placed.frames, placed.points, placed.positions, aimed.shifts_px,
+            memory_GB=limit, warnings=list(dict.fromkeys(warnings)), given=arguments,
         )  # fmt: skip
         if {"voltage_kV", "semiangle_mrad"} <= calibration.keys() and ({"pixel_invA", "pixel_mrad"} & calibration.keys()):
             data.check_disk_fits(data.pixel_invA.value)
