@@ -27,7 +27,7 @@ Affine: TypeAlias = tuple[tuple[float, float], tuple[float, float]]
 _IDENTITY: Affine = ((1.0, 0.0), (0.0, 1.0))
 _BLOCK_BYTES = 16 << 20
 _SURVEY_ALL_BYTES = 2 << 30
-_SURVEY_FRAMES = 1000
+_SURVEY_FRAMES = 400
 _NEEDED = {"voltage_kV": "[microscope]", "semiangle_mrad": "[microscope]", "step_A": "[scan]"}
 
 
@@ -39,7 +39,7 @@ class Dataset4D:
     are no raster; ``points`` (N,) are the points of the raster, row by row, that have a pattern, None when all have. ``positions_A``
     (N, 2) = (y, x) before rotation and affine, or None for the raster of ``step_A``. ``shifts_px`` (N, 2) moves the window of each
     pattern (descan). ``calibration`` is keyed by the recipe's names; ``memory_GB`` limits what of the patterns is kept in memory.
-    ``survey_all``: a file of more than 2 GB is surveyed as a whole too, as a reconstruction needs it, not only in 1000 patterns.
+    ``survey_all``: a file of more than 2 GB is surveyed as a whole too, as a reconstruction needs it, not only in 400 patterns.
     ``warnings`` grows as the data are looked at. ``given`` are the arguments of :func:`ptycho.io.read`, from which a recipe can be written.
     """
 
@@ -100,7 +100,7 @@ class Dataset4D:
         return survey
 
     def _survey_blocks(self) -> Iterator[tuple[NDArray[np.int64], NDArray[np.float32]]]:
-        """(position numbers, electrons) in blocks of about 16 MB: all of them, or 1000 spread ones of more than 2 GB."""
+        """(position numbers, electrons) in blocks of about 16 MB: all of them, or 400 spread ones of more than 2 GB."""
         pixels = int(np.prod(self.source.header.frame_shape))
         positions = np.arange(self.n_positions)
         if not self.survey_all and pixels * self.source.header.dtype.itemsize * self.n_positions > _SURVEY_ALL_BYTES:

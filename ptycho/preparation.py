@@ -66,14 +66,15 @@ class Preparation:
 
         ``shifts_px`` (n, 2) moves the window of each pattern: the descan.
         """
-        patterns = stored.astype(np.float32)
-        self._blank(stored, patterns)
-        if self.dark is not None:
-            patterns -= self.dark.astype(np.float32)
-        if self.gain is not None:
-            patterns *= self.gain.astype(np.float32)
-        if self.adu_per_electron != 1:
-            patterns /= np.float32(self.adu_per_electron)
+        with np.errstate(over="ignore", invalid="ignore"):  # what is not finite is no measurement, and is told as that
+            patterns = stored.astype(np.float32)
+            self._blank(stored, patterns)
+            if self.dark is not None:
+                patterns -= self.dark.astype(np.float32)
+            if self.gain is not None:
+                patterns *= self.gain.astype(np.float32)
+            if self.adu_per_electron != 1:
+                patterns /= np.float32(self.adu_per_electron)
         patterns = self.turn(patterns)
         if shifts_px is not None or self.box is not None:
             patterns = self._windowed(patterns, shifts_px)

@@ -66,10 +66,10 @@ class ModelOptions:
     def __post_init__(self) -> None:
         for name in ("probe_modes", "object_states", "slices", "oversample"):
             if not 1 <= getattr(self, name) <= _MOST:
-                raise RecipeError(f"{name} = {getattr(self, name)}: at least 1 is needed, and at most {_MOST}")
+                raise RecipeError(f"{name} = {str(getattr(self, name))[:20]}: at least 1 is needed, and at most {_MOST}")
         for name in ("pad", "detector_blur_px", "background_e", "aperture_edge_px", "seed"):
             if getattr(self, name) < 0:
-                raise RecipeError(f"{name} = {getattr(self, name)}: it cannot be negative")
+                raise RecipeError(f"{name} = {str(getattr(self, name))[:20]}: it cannot be negative")
         if not 0 < self.band_limit <= 1:
             raise RecipeError(f"band_limit = {self.band_limit}: a fraction between 0 and 1 is needed")
         if max(map(abs, self.tilt_mrad)) > 500:

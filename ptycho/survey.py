@@ -19,7 +19,7 @@ Blocks: TypeAlias = Iterable[tuple[NDArray[np.int64], NDArray[Any]]]
 
 @dataclass(frozen=True, eq=False)
 class Survey:
-    """One pass over the patterns (over 1000 spread ones of more than 2 GB): statistics and what is wrong with them.
+    """One pass over the patterns (over 400 spread ones of more than 2 GB): statistics and what is wrong with them.
 
     ``mean_pattern`` float64 (ky, kx) in electrons, NaN where never measured; ``mean_electrons`` per pattern; ``max_electrons`` of a
     pixel; ``n_nonfinite`` and ``n_negative`` (below -1 electron) count values of all patterns; ``hot``, ``dead`` and ``static_bad``

@@ -28,8 +28,6 @@ from writers_tiff import write_pages, write_tiff
 
 import ptycho.io
 from ptycho.io.emd_write import write_emd
-from ptycho.io.result_file import save_result
-from ptycho.result import EpochRecord, Result
 
 VALUES = {"voltage_kV": 80.0, "step_A": 0.5, "rotation_deg": 3.0, "camera_length_m": 0.1}
 SCAN = {"NumPixelsX": 4, "NumPixelsY": 3, "Pixel Size": 0.05, "IsPixelSizeCalibrated": 1, "Camera Length": 0.115, "High Tension": 200e3}
@@ -212,9 +210,9 @@ def bigtiff(folder: Path) -> Path:
 
 def folder_mat(folder: Path) -> Any:
     (folder / "scan").mkdir()
-    for number, pattern in enumerate(counts().reshape(-1, 16, 16)):
+    for number, pattern in enumerate(counts((2, 3)).reshape(-1, 16, 16)):
         write_mat(folder / "scan" / f"p{number}.mat", pattern)
-    return folder / "scan", SHAPE, "read"
+    return folder / "scan", {"scan_shape": (2, 3)}, "read"
 
 
 def ndata(folder: Path) -> Path:
@@ -263,6 +261,9 @@ def image_tiff(folder: Path) -> Any:
 
 def result(folder: Path) -> Any:
     """What a run writes."""
+    from ptycho.io.result_file import save_result  # late, as the next one: it takes seconds to import what draws
+    from ptycho.result import EpochRecord, Result
+
     found = Result(
         object=np.ones((1, 2, 12, 10), np.complex64), occupancy=np.ones(1, np.float32), pixel_A=0.2, slice_thickness_A=np.array([5.0, 6.0]),
         probe=np.ones((1, 16, 16), np.complex64), positions_A=places(), tilt_mrad=np.zeros((1, 2)), history=(EpochRecord(0, "epie", 1, 1.5, 0.2),),
@@ -315,8 +316,8 @@ SEEDS: dict[str, tuple[Callable[[Path], Any], ...]] = {
     "blo": (blockfile,),
     "raw": (raw,),
     "folder": (
-        lambda folder: (write_folder(folder / "scan", counts()), SHAPE, "read"),
-        lambda folder: (write_folder(folder / "scan", counts(), suffix=".tif"), SHAPE, "read"),
+        lambda folder: (write_folder(folder / "scan", counts((2, 3))), {"scan_shape": (2, 3)}, "read"),
+        lambda folder: (write_folder(folder / "scan", counts((2, 3)), suffix=".tif"), {"scan_shape": (2, 3)}, "read"),
         folder_mat,
     ),
     "positions": (positions_csv, positions_npy, positions_hdf5),

@@ -41,7 +41,8 @@ def _variance_by_mean(frames: NDArray[Any], size: int) -> float | None:
         blocks = np.nan_to_num(values, nan=0, posinf=0, neginf=0).reshape(pairs, 2, height, size, width, size).sum((3, 5))
         mean = blocks.mean((0, 1))
         variance = (np.diff(blocks, axis=1)[:, 0] ** 2).mean(0) / 2
-    enough = (mean < 0.05 * mean.max()) & (mean * len(frames) > 50)
+    # Many counts in a block show what the specimen changes from neighbour to neighbour, not what an electron makes.
+    enough = (mean < min(0.05 * mean.max(), size * size)) & (mean * len(frames) > 50)
     return float(np.median(variance[enough] / mean[enough])) if enough.sum() >= 10 else None
 
 
@@ -51,7 +52,8 @@ def find_adu_per_electron(frames: NDArray[Any]) -> tuple[float, str] | None:
     Counted data have levels at multiples of one value; an analogue detector has a peak of single electrons in its dark field.
     """
     values = np.where(np.isfinite(frames), frames, 0)
-    step = _level_spacing(values)
+    with np.errstate(over="ignore", invalid="ignore"):  # of a file that is no diffraction data at all
+        step = _level_spacing(values)
     if step is not None:
         return step, f"values are multiples of {step:g}"
     if frames.dtype.kind in "biu":

@@ -79,6 +79,7 @@ def _check_pages(path: Path, file: BinaryIO, size: int, warnings: list[str]) -> 
     entry = np.dtype([("code", f"{order}u2"), ("type", f"{order}u2"), ("count", f"{order}u{value}"), ("value", f"V{value}")])
     (offset,) = struct.unpack_from(f"{order}{place}", head, value)
     seen: set[int] = set()
+    n_pages = 0
     tag_bytes = list_bytes = 0.0
     while offset:
         file.seek(min(offset, size))
@@ -87,17 +88,22 @@ def _check_pages(path: Path, file: BinaryIO, size: int, warnings: list[str]) -> 
         tags = file.read(min(n_tags, 4097) * entry.itemsize + value)
         if offset in seen or n_tags > 4096 or list_bytes > size:
             raise DataError(f"{path}: its list of pages goes in circles or is damaged at page {len(seen)}; write the stack again")
-        if len(tags) < n_tags * entry.itemsize + value or not n_tags:
-            warnings.append(f"{path.name}: the list of pages ends after page {len(seen)}; has the file been cut?")
-            break
         seen.add(offset)
-        entries = np.frombuffer(tags, entry, n_tags)
+        if len(tags) < n_tags * entry.itemsize + value or not n_tags:
+            if not warnings:
+                warnings.append(f"{path.name}: the list of pages ends after page {n_pages}; has the file been cut?")
+            if len(tags) < value:
+                break
+            # It has ended, but tifffile takes the last bytes that are there as the place of the next page: that way may be a circle.
+        elif not warnings:
+            n_pages += 1
+        entries = np.frombuffer(tags, entry, min(n_tags, len(tags) // entry.itemsize))
         taken = entries["count"] * _TYPE_BYTES[entries["type"]]
         tag_bytes, list_bytes = tag_bytes + taken.sum(), list_bytes + len(tags)
-        if taken.max() > _MAX_TAG_BYTES or tag_bytes > _MAX_TAG_BYTES + size / 4 or 330 in entries["code"]:
+        if taken.max(initial=0) > _MAX_TAG_BYTES or tag_bytes > _MAX_TAG_BYTES + size / 4 or 330 in entries["code"]:
             raise DataError(f"{path}: page {len(seen) - 1} has tags that no stack has (an image pyramid, or damaged); write the stack again")
         (offset,) = struct.unpack(f"{order}{place}", tags[-value:])
-    return len(seen)
+    return n_pages
 
 
 def _choose(path: Path, tiff: TiffFile, n_pages: int, warnings: list[str]) -> TiffPageSeries:
