@@ -74,7 +74,7 @@ def read_mutant(folder: Path, seed: Seed, damaged: Mutant, rng: Random) -> str:
 
         Recipe.load(path)
     else:
-        given: dict[str, Any] = {**seed.given, **(CROPPED if rng.random() < 0.75 else {})}
+        given: dict[str, Any] = {**seed.given, **(CROPPED if rng.random() < 0.85 else {})}
         if "calibration_file" in given:
             given["calibration_file"] = folder / given["calibration_file"]
         data = ptycho.io.read(path, **given)
@@ -102,7 +102,7 @@ def command_mutant(folder: Path, seed: Seed, damaged: Mutant, rng: Random) -> st
         np.save(folder / name, counts())
     words = [word for setting in settings for word in ("--set", setting)]
     codes = [check_command(run("info", name, *words), damaged)]
-    if seed.reader not in ("recipe", "result") and rng.random() < 0.6:  # what succeeds takes a second
+    if seed.reader not in ("recipe", "result") and rng.random() < 0.4:  # what succeeds takes a second
         words += ["--epochs", "1", "--device", "cpu", "--threads", "1", "-o", "run/here"]
         codes.append(check_command(run("reconstruct", name, *words), damaged))
     return f"exit codes {codes}"

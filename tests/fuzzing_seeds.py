@@ -24,6 +24,7 @@ from writers_mrc import write_mrc
 from writers_nexus import write_nexus
 from writers_nion import properties, write_ndata, write_nhdf, write_nion_h5
 from writers_raw import write_folder, write_raw
+from writers_seq import write_seq
 from writers_tiff import write_pages, write_tiff
 
 import ptycho.io
@@ -93,15 +94,15 @@ def places(scan: tuple[int, int] = (3, 4)) -> NDArray[np.float64]:
 
 
 def empad(folder: Path) -> Path:
-    return ptycho.io.write_empad(folder / "scan_x3_y2.raw", counts((2, 3), 128), adu_per_electron=148.0, **VALUES)
+    return ptycho.io.write_empad(folder / "scan_x2_y2.raw", counts((2, 2), 128), adu_per_electron=148.0, **VALUES)
 
 
 def empad_json(folder: Path) -> Path:
     raw = empad(folder)
     said = {
-        "raw_filename": raw.name, "scan_shape": [3, 2], "scan_step": [5e-11, 5e-11], "voltage": 80000.0, "adu": 148.0, "conv_angle": 20.0,
+        "raw_filename": raw.name, "scan_shape": [2, 2], "scan_step": [5e-11, 5e-11], "voltage": 80000.0, "adu": 148.0, "conv_angle": 20.0,
         "defocus": 1e-8, "camera_length": 0.45, "diff_step": 0.67, "det_flips": [True, False, False], "exposure_time": 0.001, "scan_rotation": 0.0,
-        "file_type": "empad_metadata", "version": "2.0", "scan_positions": (places((2, 3)) * 1e-10).tolist(), "beam_current": 3e-11,
+        "file_type": "empad_metadata", "version": "2.0", "scan_positions": (places((2, 2)) * 1e-10).tolist(), "beam_current": 3e-11,
     }  # fmt: skip
     (folder / "scan.json").write_text(json.dumps(said))
     return raw
@@ -114,7 +115,7 @@ def empad_g2(folder: Path) -> Any:
 
 
 def empad_combined(folder: Path) -> Path:
-    return write_empad_combined(folder / "scan_x3_y2.raw", counts((2, 3), 128))
+    return write_empad_combined(folder / "scan_x2_y2.raw", counts((2, 2), 128))
 
 
 def mib(folder: Path, **options: Any) -> Path:
@@ -314,6 +315,7 @@ SEEDS: dict[str, tuple[Callable[[Path], Any], ...]] = {
     "tiff": (tiff_pages, tiff_imagej, tiff_compressed, bigtiff),
     "mrc": (lambda folder: write_mrc(folder / "scan.mrc", counts(), volumes=True),),
     "blo": (blockfile,),
+    "seq": (lambda folder: (write_seq(folder / "scan.seq", counts().astype("u2")), SHAPE, "read"),),
     "raw": (raw,),
     "folder": (
         lambda folder: (write_folder(folder / "scan", counts((2, 3))), {"scan_shape": (2, 3)}, "read"),

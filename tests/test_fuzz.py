@@ -25,7 +25,7 @@ from fuzzing_seeds import SEEDS
 
 NUMBER = int(os.environ.get("PTYCHO_FUZZ", "2000"))
 HARNESS = Path(__file__).with_name("fuzzing.py")
-#: A mutant is a few kB; two hundred times that is what a reader may need for frames, libraries and a sample of the patterns.
+#: What a reader may need for a file of a few kB: chunks of up to 256 MB, and a sample of the patterns.
 PEAK_MB = 1000
 
 
