@@ -128,14 +128,19 @@ class Dataset4D:
 
     @cached_property
     def pixel_invA(self) -> Quantity:
-        """Detector pixel in Å⁻¹ after binning: as given, else from pixel_mrad, else from the bright-field disk."""
+        """Detector pixel in Å⁻¹ after binning: as given, else from the bright-field disk, which is worth more than a nominal camera length."""
         known = self._known_pixel()
-        if known is not None:
+        if known is not None and (known.trusted or not {"voltage_kV", "semiangle_mrad"} <= self.calibration.keys()):
             return known
         self._need("voltage_kV", "semiangle_mrad")
         aperture = self.calibration["semiangle_mrad"].value * 1e-3 / wavelength_A(self.calibration["voltage_kV"].value)
-        source = f"estimate: bright-field disk of {self.disk_radius_px:.2f} px radius = semiangle_mrad"
-        return Quantity(aperture / self.disk_radius_px, "1/Å", source, trusted=False)
+        try:
+            radius = self.disk_radius_px
+        except DataError:
+            if known is None:
+                raise
+            return known
+        return Quantity(aperture / radius, "1/Å", f"estimate: bright-field disk of {radius:.2f} px radius = semiangle_mrad", trusted=False)
 
     def _known_pixel(self) -> Quantity | None:
         if "pixel_invA" in self.calibration:
@@ -191,6 +196,12 @@ class Dataset4D:
         in_recipe = "; ".join(f"{_NEEDED[name]} {name} = ..." for name in missing)
         flags = " ".join(f"--{name.replace('_', '-')} ..." for name in missing)
         raise DataError(f"{self.name}: {', '.join(missing)} {verb} not in the file; give {them} as {in_recipe} or {flags}")
+
+    def check_known_disk(self) -> None:
+        """``check_disk_fits`` with what is known without reading a pattern."""
+        known = self._known_pixel()
+        if known is not None and known.trusted and {"voltage_kV", "semiangle_mrad"} <= self.calibration.keys():
+            self.check_disk_fits(known.value)
 
     def check_disk_fits(self, pixel_invA: float) -> None:
         """Raise DataError when a disk of the given semiangle is larger than the pattern with this pixel (after binning)."""

@@ -8,8 +8,9 @@ import numpy as np
 import pytest
 
 from ptycho.errors import DataError, RecipeError
+from ptycho.frames import Quantity
 from ptycho.geometry import raster_positions_A, wavelength_A
-from ptycho.io import read
+from ptycho.io import read, write_hdf5
 from ptycho.preparation import Preparation, bin_sum
 from ptycho.survey import find_disk
 
@@ -281,3 +282,15 @@ def test_bin_sum_keeps_electrons():
     image = np.random.default_rng(0).uniform(size=(2, 12, 8))
     assert bin_sum(image, 4).shape == (2, 3, 2)
     np.testing.assert_allclose(bin_sum(image, 4).sum((1, 2)), image.sum((1, 2)))
+
+
+def test_a_nominal_pixel_gives_way_to_the_disk(disk_patterns, tmp_path: Path):
+    """A pixel from a nominal camera length is used only when nothing tells the angle of the disk."""
+    guesses = {"pixel_mrad": Quantity(5.0, "mrad", "", trusted=False), "defocus_A": Quantity(300.0, "Å", "", trusted=False)}
+    path = write_hdf5(tmp_path / "a.h5", disk_patterns, {"voltage_kV": 80.0, **guesses})
+    with_angle = read(path, semiangle_mrad=20, step_A=0.5)
+    assert with_angle.pixel_invA.value == pytest.approx(20e-3 / wavelength_A(80) / 7.3, rel=0.01) and "disk" in with_angle.pixel_invA.source
+    assert any("defocus_A = 300 Å is a guess" in w for w in with_angle.warnings)
+    without = read(path, step_A=0.5)
+    assert without.pixel_invA.value == pytest.approx(5e-3 / wavelength_A(80)) and not without.pixel_invA.trusted
+    assert read(path, semiangle_mrad=20, pixel_mrad=2.7).pixel_invA.source == "user (a.h5: /datacube_root/datacube/data @pixel_mrad says 5 mrad)"

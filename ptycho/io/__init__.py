@@ -172,8 +172,7 @@ def read(
             source, preparation, calibration, placed.shape, placed.frames, placed.points, placed.positions, aimed.shifts_px,
             memory_GB=limit, warnings=list(dict.fromkeys(warnings)), given=arguments,
         )  # fmt: skip
-        if {"voltage_kV", "semiangle_mrad"} <= calibration.keys() and ({"pixel_invA", "pixel_mrad"} & calibration.keys()):
-            data.check_disk_fits(data.pixel_invA.value)
+        data.check_known_disk()
     except BaseException:
         source.close()
         raise

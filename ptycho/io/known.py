@@ -14,7 +14,7 @@ from ptycho.io import empad
 from ptycho.io.checks import LIMITS, check_number, check_step
 from ptycho.io.gain import counts_per_electron, find_adu_per_electron
 
-_TOLD = ("voltage_kV", "step_A", "pixel_invA", "pixel_mrad", "semiangle_mrad", "adu_per_electron")
+_TOLD = ("voltage_kV", "semiangle_mrad", "defocus_A", "step_A", "pixel_invA", "pixel_mrad", "adu_per_electron")
 
 
 def calibration_of(header: Header, user: dict[str, Quantity], warnings: list[str]) -> dict[str, Quantity]:
@@ -31,8 +31,9 @@ def calibration_of(header: Header, user: dict[str, Quantity], warnings: list[str
         calibration = {key: q for key, q in calibration.items() if key not in ("pixel_invA", "pixel_mrad")}
     if "aberrations" in user:
         calibration.pop("defocus_A", None)  # the file's defocus is not the C10 of the list that was given
-    if "step_A" in calibration and "step_A" not in user and not calibration["step_A"].trusted:
-        warnings.append(f"step_A = {_shown(calibration['step_A'])} is a guess ({calibration['step_A'].source}); check it")
+    for key in _TOLD:
+        if key in calibration and key not in user and not calibration[key].trusted:
+            warnings.append(f"{key} = {_shown(calibration[key])} is a guess ({calibration[key].source}); check it")
     rotation = calibration.get("rotation_deg")
     if rotation is None or not rotation.trusted:
         said = "" if rotation is None else f"; {rotation.source} says {rotation.value:g}, which is not applied"
@@ -56,7 +57,7 @@ def _usable(key: str, quantity: Quantity, warnings: list[str]) -> bool:
 
 
 def _differ(a: Any, b: Any) -> bool:
-    with np.errstate(over="ignore"):  # the file's may be no value at all
+    with np.errstate(over="ignore", divide="ignore", invalid="ignore"):  # the file's may be 0, or no value at all
         return bool(np.any(np.abs(np.divide(a, b) - 1) > 0.05))
 
 
