@@ -127,12 +127,12 @@ def find_disk(mean_pattern: NDArray[Any]) -> tuple[float, float, float] | None:
 
     The radius is that of a circle with the disk's area, the edge being where the intensity is half of the plateau.
     """
-    from scipy import ndimage  # late: it takes longer to import than to use
-
     valid = np.isfinite(mean_pattern)
     image = np.where(valid, mean_pattern, 0.0).clip(0)
     if not image.any():
         return None
+    from scipy import ndimage  # late: it takes longer to import than to use
+
     image = np.where(valid, image, ndimage.median_filter(image, 5))
     plateau = float((image**2).sum() / image.sum())
     for _ in range(10):

@@ -140,6 +140,26 @@ def test_links_out_of_the_file_are_refused(tmp_path: Path):
     assert read(f"{tmp_path}/a.h5::soft").scan_shape == (4, 6)
 
 
+def test_an_acquisition_that_never_wrote_a_pattern_is_told(tmp_path: Path):
+    with h5py.File(tmp_path / "a.h5", "w") as file:
+        file.create_dataset("data", (4, 6, 16, 16), "u2", chunks=(1, 1, 16, 16))
+    data = read(tmp_path / "a.h5")
+    assert any("no pattern was ever written" in w for w in data.warnings)
+    with pytest.raises(DataError, match="all pixels are 0"):
+        data.survey()
+
+
+def test_contiguous_data_that_the_file_is_too_short_for(tmp_path: Path):
+    with h5py.File(tmp_path / "a.h5", "w") as file:
+        file["data"] = np.ones((4, 6, 64, 64), "u2")
+        offset = file["data"].id.get_offset()
+    raw = (tmp_path / "a.h5").read_bytes()
+    assert offset > 0
+    (tmp_path / "a.h5").write_bytes(raw[:-1000])
+    with pytest.raises(DataError, match=r"not an HDF5 file|has it been cut"):
+        read(tmp_path / "a.h5")
+
+
 def test_a_damaged_chunk_is_an_error_when_read(disk_patterns, tmp_path: Path):
     path = write_hdf5(tmp_path / "a.h5", disk_patterns)
     with h5py.File(path) as file:

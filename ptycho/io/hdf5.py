@@ -102,7 +102,10 @@ def dataset_header(path: Path, format: str, data: h5py.Dataset, axes: Axes | Non
         stack_shape(data.shape, data.dtype, f"{path}::{data.name}")
     shape = tuple(data.shape[axes.index(axis)] for axis in ("y", "x", "n", "ky", "kx") if axis in axes)
     scan_shape, n_frames, frame_shape = stack_shape(shape, data.dtype, f"{path}::{data.name}")
-    return Header(path, format, n_frames, frame_shape, data.dtype, scan_shape)
+    header = Header(path, format, n_frames, frame_shape, data.dtype, scan_shape)
+    if not data.id.get_storage_size():
+        header.warnings.append(f"{path.name}: no pattern was ever written to {data.name[-40:]!r}; the acquisition may have been stopped")
+    return header
 
 
 def read_table(path: Path, dataset: str | None = None) -> NDArray[Any]:
@@ -267,8 +270,6 @@ def check(path: Path, data: h5py.Dataset) -> None:
     if unknown:
         raise DataError(f"{path}: {data.name} is compressed by the unknown filter {min(unknown)}; write it again with gzip or bitshuffle")
     n_bytes = data.size * data.dtype.itemsize
-    if n_bytes and not data.id.get_storage_size():
-        raise DataError(f"{path}: {data.name} of the shape {data.shape} was never written; the acquisition may have been stopped")
     offset = data.id.get_offset()
     if offset is not None and offset + n_bytes > path.stat().st_size:
         raise DataError(f"{path}: {data.name} of the shape {data.shape} needs {n_bytes} bytes, which the file does not have; has it been cut?")
