@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     import h5py
 
 #: Patterns are read one by one, at random: a chunk of many would be unpacked for each of them.
-_CHUNK_BYTES = 64 << 10
+_CHUNK_BYTES = 32 << 10
 _CACHE_BYTES = 64 << 20
 
 
@@ -222,7 +222,7 @@ def _write_calibration(
 
 
 def _create(group: h5py.Group, shape: tuple[int, ...], dtype: np.dtype[Any]) -> h5py.Dataset:
-    """The empty array: chunks of whole patterns of one scan line, at most 64 KiB unless one is larger, and gzip, which every program reads."""
+    """The empty array: chunks of whole patterns of one scan line, at most 32 KiB unless one is larger, and gzip, which every program reads."""
     fast = shape[-3]
     most = max(1, _CHUNK_BYTES // (shape[-2] * shape[-1] * dtype.itemsize))
     in_line = math.ceil(fast / most)
