@@ -15,7 +15,7 @@ from writers_tiff import write_pages, write_tiff
 
 from ptycho.errors import DataError
 from ptycho.io.options import Options
-from ptycho.io.raw import FramedSource
+from ptycho.io.source import BinarySource
 from ptycho.io.tiff import TiffSource, open_tiff
 
 FRAMES = np.random.default_rng(0).poisson(3, (3, 4, 16, 24)).astype("u2")
@@ -24,7 +24,7 @@ OME = {"axes": "TZYX"}
 PLAIN = {"metadata": None}
 
 
-def _check(path: Path, frames=STACK, shape=(3, 4), kind=FramedSource):
+def _check(path: Path, frames=STACK, shape=(3, 4), kind=BinarySource):
     source = open_tiff(path, Options())
     header = source.header
     assert isinstance(source, kind) and header.warnings == [] and header.scan_shape == shape and header.frame_shape == (16, 24)

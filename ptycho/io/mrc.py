@@ -16,7 +16,8 @@ from ptycho.errors import DataError
 from ptycho.frames import FrameSource, Header, Quantity
 from ptycho.io.files import file_size, unreadable
 from ptycho.io.options import Options
-from ptycho.io.raw import FramedSource, set_scan_shape, shape_in_name, whole_frames
+from ptycho.io.raw import set_scan_shape, shape_in_name, whole_frames
+from ptycho.io.source import BinarySource
 
 _HEADER_BYTES = 1024
 _TYPES = {0: "i1", 1: "i2", 2: "f4", 6: "u2", 12: "f2"}
@@ -56,7 +57,7 @@ def open_mrc(path: Path, options: Options) -> FrameSource:
     set_scan_shape(header, _volumes(head, fields), f"{path.name}: header mz")
     if header.scan_shape is None:
         set_scan_shape(header, shape_in_name(path), "file name")
-    return FramedSource(header, stored, fields.offset)
+    return BinarySource(header, fields.offset, stored=stored)
 
 
 def _fields(path: Path, head: bytes) -> _Fields:

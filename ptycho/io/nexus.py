@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -59,11 +60,7 @@ def _next(group: h5py.Group) -> str:
     default = hdf5.text(group, "default")
     if default:
         return default
-    for key in list(group)[:100]:
-        child = group[key] if isinstance(group.get(key, getlink=True), h5py.HardLink) else None
-        if isinstance(child, h5py.Group) and hdf5.text(child, "NX_class") in ("NXentry", "NXdata"):
-            return str(key)
-    return ""
+    return _first(group, lambda child: isinstance(child, h5py.Group) and hdf5.text(child, "NX_class") in ("NXentry", "NXdata"))
 
 
 def _signal_name(group: h5py.Group) -> str:
@@ -73,11 +70,15 @@ def _signal_name(group: h5py.Group) -> str:
     signal = hdf5.text(group, "signal")
     if signal:
         return signal
-    for key in list(group)[:100]:
-        child = group[key] if isinstance(group.get(key, getlink=True), h5py.HardLink) else None
-        if isinstance(child, h5py.Dataset) and (hdf5.number(child, "signal") == 1 or hdf5.text(child, "signal") == "1"):
-            return str(key)
-    return ""
+    return _first(group, lambda child: isinstance(child, h5py.Dataset) and (hdf5.number(child, "signal") == 1 or hdf5.text(child, "signal") == "1"))
+
+
+def _first(group: h5py.Group, wanted: Callable[[Any], bool]) -> str:
+    """Name of the first child that is wanted, links not followed; "" when there is none among 100."""
+    import h5py
+
+    children = (key for key in list(group)[:100] if isinstance(group.get(key, getlink=True), h5py.HardLink))
+    return next((str(key) for key in children if wanted(group[key])), "")
 
 
 def _dimensions(path: Path, file: h5py.File, data: h5py.Dataset) -> list[Dimension]:

@@ -19,8 +19,7 @@ from ptycho.errors import DataError
 from ptycho.frames import FrameSource, Header
 from ptycho.io.files import file_size, unreadable
 from ptycho.io.options import Options
-from ptycho.io.raw import FramedSource
-from ptycho.io.source import LateSource, stack_header
+from ptycho.io.source import BinarySource, LateSource, stack_header
 
 #: An archive's list of members, and the header of one array, may take this many bytes; NumPy's own headers have about 100.
 _MAX_DIRECTORY_BYTES = 4 << 20
@@ -155,7 +154,7 @@ def _source(header: Header, array: _Array, offset: int, size: int) -> FrameSourc
     if array.fortran:
         # A pattern of a Fortran-ordered array lies all over the file.
         return LateSource(header, partial(_load_fortran, header.path, array, offset))
-    return FramedSource(header, array.dtype, offset)
+    return BinarySource(header, offset, stored=array.dtype)
 
 
 def _load_fortran(path: Path, array: _Array, offset: int) -> NDArray[Any]:

@@ -3,19 +3,15 @@
 from __future__ import annotations
 
 import re
-from functools import partial
-from io import FileIO
 from pathlib import Path
-from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 
 from ptycho.errors import DataError
 from ptycho.frames import FrameSource, Header, Quantity
-from ptycho.io.files import file_size, unreadable
+from ptycho.io.files import file_size
 from ptycho.io.options import Options, RawLayout
-from ptycho.io.source import gather, read_strided
+from ptycho.io.source import BinarySource
 
 
 def open_raw(path: Path, options: Options) -> FrameSource:
@@ -33,7 +29,7 @@ def open_raw(path: Path, options: Options) -> FrameSource:
     return source
 
 
-def _described(path: Path, layout: RawLayout, size: int) -> FramedSource:
+def _described(path: Path, layout: RawLayout, size: int) -> BinarySource:
     ky, kx = (int(n) for n in layout.frame_shape)
     stored = np.dtype(layout.dtype)
     frame_bytes = ky * kx * stored.itemsize
@@ -49,40 +45,7 @@ def _described(path: Path, layout: RawLayout, size: int) -> FramedSource:
         header.warnings.append(f"{path.name}: {rest} bytes after the last whole frame are left out; the file may be cut or [data.layout] wrong")
     elif rest not in (0, -layout.after_bytes):
         header.warnings.append(f"{path.name}: the {layout.after_bytes} bytes after the last frame are not all there; has the file been cut?")
-    return FramedSource(header, stored, first, stride, column_major=layout.column_major)
-
-
-class FramedSource:
-    """Frames of one type and size at equal distances in a plain file, given in this machine's byte order. Implements FrameSource."""
-
-    def __init__(self, header: Header, stored: np.dtype[Any], offset: int, stride: int | None = None, *, column_major: bool = False) -> None:
-        """``header.dtype`` is native, ``stored`` has the file's byte order; ``offset`` of the first pixel and ``stride`` are in bytes."""
-        self.header = header
-        self._stored = stored
-        self._places = (offset, stride or header.frame_bytes, header.frame_bytes)
-        self._column_major = column_major
-
-    def read(self, frames: NDArray[np.int64]) -> NDArray[Any]:
-        """Frames (n, ky, kx). Raises DataError with the byte where the file ends too early."""
-        header = self.header
-        try:
-            # Reads of a file that is opened each time, not a memory map: a map of a file that shrinks kills the process.
-            with FileIO(header.path) as file:
-                return gather(frames, header.frame_shape, header.dtype, partial(self._read_run, file))
-        except (OSError, ValueError, OverflowError) as error:
-            raise unreadable(header.path, error) from None
-
-    def _read_run(self, file: FileIO, first: int, out: NDArray[Any]) -> None:
-        if self._stored == out.dtype and not self._column_major:
-            read_strided(file, self.header.path, self._places, first, out)
-            return
-        n, ky, kx = out.shape
-        as_stored = np.empty((n, kx, ky) if self._column_major else out.shape, self._stored)
-        read_strided(file, self.header.path, self._places, first, as_stored)
-        out[:] = as_stored.swapaxes(1, 2) if self._column_major else as_stored
-
-    def close(self) -> None:
-        """Nothing to release: the file is open only while it is read."""
+    return BinarySource(header, first, stride, stored=stored, column_major=layout.column_major)
 
 
 def whole_frames(size: int, offset: int, stride: int, frame_bytes: int) -> int:

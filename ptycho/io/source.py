@@ -51,11 +51,17 @@ def gather(
 class BinarySource:
     """Frames of one type and size, ``stride`` bytes apart, in a plain file. Implements FrameSource."""
 
-    def __init__(self, header: Header, offset: int = 0, stride: int | None = None) -> None:
-        """``offset`` of the first frame and ``stride`` are in bytes; frames touch each other by default."""
+    def __init__(
+        self, header: Header, offset: int = 0, stride: int | None = None, *, stored: np.dtype[Any] | None = None, column_major: bool = False
+    ) -> None:
+        """``offset`` of the first pixel and ``stride`` are in bytes; frames touch each other by default.
+
+        ``stored`` is the type in the file when it is not ``header.dtype`` (other byte order), ``column_major`` that of frames written so.
+        """
         self.header = header
-        self._offset = offset
-        self._stride = stride or header.frame_bytes
+        self._stored = stored or header.dtype
+        self._places = (offset, stride or header.frame_bytes, header.frame_bytes)
+        self._column_major = column_major
 
     def read(self, frames: NDArray[np.int64]) -> NDArray[Any]:
         """Frames (n, ky, kx) as stored. Raises DataError with the byte where the file ends too early."""
@@ -64,12 +70,18 @@ class BinarySource:
             # Reads of a file that is opened each time, not a memory map: a map of a file that shrinks kills the process.
             with FileIO(header.path) as file:
                 return gather(frames, header.frame_shape, header.dtype, partial(self._read_run, file))
-        except (OSError, ValueError) as error:
+        except (OSError, ValueError, OverflowError) as error:
             raise unreadable(header.path, error) from None
 
     def _read_run(self, file: FileIO, first: int, out: NDArray[Any]) -> None:
         """Consecutive frames in one read, from the first byte of the first to the last of the last."""
-        read_strided(file, self.header.path, (self._offset, self._stride, self.header.frame_bytes), first, out)
+        if self._stored == out.dtype and not self._column_major:
+            read_strided(file, self.header.path, self._places, first, out)
+            return
+        n, ky, kx = out.shape
+        as_stored = np.empty((n, kx, ky) if self._column_major else out.shape, self._stored)
+        read_strided(file, self.header.path, self._places, first, as_stored)
+        out[:] = as_stored.swapaxes(1, 2) if self._column_major else as_stored
 
     def close(self) -> None:
         """Nothing to release: the file is open only while it is read."""

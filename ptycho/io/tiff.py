@@ -19,8 +19,8 @@ from ptycho.errors import DataError
 from ptycho.frames import FrameSource, Header
 from ptycho.io.files import file_size, unreadable
 from ptycho.io.options import Options
-from ptycho.io.raw import FramedSource, set_scan_shape, shape_in_name, whole_frames
-from ptycho.io.source import gather, stack_shape
+from ptycho.io.raw import set_scan_shape, shape_in_name, whole_frames
+from ptycho.io.source import BinarySource, gather, stack_shape
 
 if TYPE_CHECKING:
     from tifffile import TiffFile, TiffPage, TiffPageSeries
@@ -133,7 +133,7 @@ def _source(path: Path, series: TiffPageSeries, size: int, warnings: list[str]) 
     if found is not None:
         offset, stride = found
         header.n_frames = min(n_frames, whole_frames(size, offset, stride, header.frame_bytes))
-        source = FramedSource(header, stored, offset, stride)
+        source = BinarySource(header, offset, stride, stored=stored)
     else:
         pages = _pages(path, series, header)
         header.n_frames = next((i for i, page in enumerate(pages) if not _inside(page, size)), n_frames)
