@@ -76,6 +76,9 @@ class Step(Protocol):
         """Update the model by one batch; the batch's summed loss before the update, on the device, if the likelihood measures it."""
         ...
 
+    def end_epoch(self) -> None:
+        """Called behind the batches of an epoch, before the constraints: for what is made of the whole pass."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class Settings:
@@ -157,6 +160,7 @@ def run(settings: Settings, step: Step, likelihood: Likelihood, patterns: Patter
                     if likelihood.measures:
                         total += loss_now - least[index].sum()
                         measured += len(index)
+                step.end_epoch()
                 constraints.apply(model, epoch)
                 loss = 2 * float(total) / (measured * float(mask.sum()))
             if not np.isfinite(loss):

@@ -92,6 +92,9 @@ class PIE:
                 momentum.apply()
         return found.loss
 
+    def end_epoch(self) -> None:
+        """Nothing is left to do."""
+
     def _object_power(self, corners: Tensor, box: tuple[slice, slice]) -> Tensor:
         """(1 - r) |O|^2 + r max|O|^2, of the windows of the batch on average; (y, x), or a number for r = 1."""
         transmission, r = self.model.object.transmission.data, self.settings.probe_damping

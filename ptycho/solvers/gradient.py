@@ -95,6 +95,9 @@ class Nesterov:
         self.refinement.step(index, found, spectrum, due)
         return found.loss
 
+    def end_epoch(self) -> None:
+        """Nothing is left to do."""
+
     def _step_object(self, gradient: Tensor, box: tuple[slice, slice], step: float) -> None:
         """v <- mu v + z, O <- O - step (z + mu v), on the touched part of the canvas (Nesterov, in the form of Sutskever et al. 2013)."""
         s, (rows, columns) = self.settings, box
@@ -165,6 +168,9 @@ class TorchOptimizer:
         # torch.optim's type for a closure returns float; tensors are what it is given everywhere.
         self.optimizer.step(closure)  # type: ignore[arg-type]
         return losses[0].double()
+
+    def end_epoch(self) -> None:
+        """Nothing is left to do."""
 
 
 def _is_optimizer(name: str) -> bool:
