@@ -70,6 +70,16 @@ class Loss:
         # The tiny number only matters where model and data are both zero, and there the wave it multiplies is zero as well.
         return 1 - torch.sqrt((counts + offset).clamp_min(0) / (intensity + offset).clamp_min(1e-20))
 
+    def curvature(self, intensity: Tensor, counts: Tensor) -> Tensor:
+        """d^2 value / d I^2 of each pixel; same shape. With the model's own ``intensity`` for ``counts`` it is positive: Gauss-Newton."""
+        if self.name == "poisson":
+            return (counts + self.floor) / (intensity + self.floor).clamp_min(1e-20).square()
+        if self.name == "power":
+            p, model = self.power, intensity.clamp_min(1e-20)
+            return ((2 * p - 1) * model ** (2 * p - 2) - (p - 1) * model ** (p - 2) * counts.clamp_min(0) ** p) / (2 * p)
+        model = (intensity + self._offset).clamp_min(1e-20)
+        return 0.5 * torch.sqrt((counts + self._offset).clamp_min(0)) * model**-1.5
+
     @property
     def _offset(self) -> float:
         return 0.375 if self.name == "anscombe" else self.floor
