@@ -65,12 +65,16 @@ class Ptychography(nn.Module):
         return torch.as_tensor(self.detector(torch.einsum("o,bomyx->byx", self.object.occupancy, intensity)))
 
     @torch.no_grad()
-    def illumination(self) -> Tensor:
-        """Electrons that fall on each pixel of the object during a pass, (y, x): the sum over positions and modes of |P(r - R)|^2."""
+    def illumination(self, index: Tensor | None = None) -> Tensor:
+        """Electrons that fall on each pixel of the object during a pass, (y, x): the sum over positions and modes of |P(r - R)|^2.
+
+        Of the positions ``index`` (n,), or of all.
+        """
         intensity = self.probe.wave.detach().abs().square().sum(0)
         shape = self.object.transmission.shape[-2:]
-        everywhere = torch.arange(len(self.positions.value_px), device=intensity.device)
-        corners, _ = self.positions.split(everywhere, self.size)
+        if index is None:
+            index = torch.arange(len(self.positions.value_px), device=intensity.device)
+        corners, _ = self.positions.split(index, self.size)
         visits = torch.zeros(shape, dtype=intensity.dtype, device=intensity.device)
         visits.index_put_((corners[:, 0], corners[:, 1]), torch.ones_like(corners[:, 0], dtype=intensity.dtype), accumulate=True)
         # A convolution of the corners with the probe's intensity; corners leave room for a window, so nothing wraps.

@@ -14,6 +14,7 @@ from ptycho.adjoint import Likelihood
 from ptycho.batches import hilbert_order, stratified_batches
 from ptycho.constraint import Constraints, OrthogonalModes, PositivePhase, ProbePower, PurePhase
 from ptycho.errors import DivergedError, RecipeError
+from ptycho.holdout import Split
 from ptycho.loss import Loss, LossName, choose_loss
 from ptycho.model import Ptychography
 from ptycho.patterns import Patterns
@@ -118,9 +119,14 @@ class Settings:
         """The constraints that act: the given ones, or those that suit the loss."""
         return self.constraints if self.constraints is not None else default_constraints(loss)
 
-    def likelihood(self, model: Ptychography, patterns: Patterns, workers: int) -> Likelihood:
-        """The engine that these settings ask for."""
-        return Likelihood(model, self.loss_for(patterns), self.chunk or None, workers, patterns.missing)
+    def run(self, model: Ptychography, patterns: Patterns, workers: int = 1, split: Split | None = None) -> Iterator[Epoch]:
+        """Yield after each epoch; ``model`` is changed in place. ``split`` names the patterns to solve for and those that judge."""
+        engine = Likelihood(model, self.loss_for(patterns), self.chunk or None, workers, patterns.missing)
+        return run(self, engine, patterns, split or Split.whole(len(patterns)))
+
+    def step(self, engine: Likelihood, split: Split, factor: float) -> Step:
+        """The changing side of the solver, at its beginning, with all steps ``factor`` times as long as the settings say."""
+        raise NotImplementedError
 
 
 def default_constraints(loss: Loss) -> Constraints:
@@ -137,17 +143,18 @@ def default_constraints(loss: Loss) -> Constraints:
     )
 
 
-def run(settings: Settings, step: Step, likelihood: Likelihood, patterns: Patterns) -> Iterator[Epoch]:
+def run(settings: Settings, engine: Likelihood, patterns: Patterns, split: Split) -> Iterator[Epoch]:
     """The loop: yields after every epoch, when the model holds its result.
 
     Raises DivergedError when the loss is no longer a number.
     """
-    model, count = likelihood.model, len(patterns)
-    constraints = settings.constraints_for(likelihood.loss)
-    order = hilbert_order(model.positions.value_px.detach().cpu().numpy())
-    batch = min(settings.batch, count) or count
+    model = engine.model
+    step = settings.step(engine, split, 1.0)
+    constraints = settings.constraints_for(engine.loss)
+    order = split.train[hilbert_order(model.positions.value_px.detach().cpu().numpy()[split.train])]
+    batch = min(settings.batch, len(order)) or len(order)
     mask = model.detector.mask
-    least = patterns.least(likelihood.loss, mask)
+    least = patterns.least(engine.loss, mask)
     try:
         for epoch in range(1, settings.epochs + 1):
             with single_threaded():
@@ -155,9 +162,9 @@ def run(settings: Settings, step: Step, likelihood: Likelihood, patterns: Patter
                 total, measured = torch.zeros((), dtype=torch.float64, device=mask.device), 0
                 plan = stratified_batches(order, batch, settings.seed, epoch)
                 for number, (index, counts) in enumerate(patterns.batches(plan)):
-                    likelihood.measures = number % _MEASURED_EVERY == 0
+                    engine.measures = number % _MEASURED_EVERY == 0
                     loss_now = step.batch(index, counts)
-                    if likelihood.measures:
+                    if engine.measures:
                         total += loss_now - least[index].sum()
                         measured += len(index)
                 step.end_epoch()
@@ -167,4 +174,4 @@ def run(settings: Settings, step: Step, likelihood: Likelihood, patterns: Patter
                 raise DivergedError(f"epoch {epoch}: the loss is {loss}; use smaller steps, check defocus, step and flips with ptycho info")
             yield Epoch(epoch, loss)
     finally:
-        likelihood.close()
+        engine.close()

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Literal
 
@@ -11,9 +10,9 @@ from torch import Tensor
 
 from ptycho.adjoint import Likelihood
 from ptycho.errors import RecipeError
+from ptycho.holdout import Split
 from ptycho.model import Ptychography
-from ptycho.patterns import Patterns
-from ptycho.solvers.base import Due, Epoch, Settings, run
+from ptycho.solvers.base import Due, Settings, Step
 from ptycho.solvers.refine import Refinement
 
 
@@ -47,18 +46,17 @@ class EPIE(Settings):
         if not 0 <= self.momentum < 1 or self.momentum_every < 1:
             raise RecipeError(f"momentum = {self.momentum}, momentum_every = {self.momentum_every}: 0 <= momentum < 1 and at least 1 are needed")
 
-    def run(self, model: Ptychography, patterns: Patterns, workers: int = 1) -> Iterator[Epoch]:
-        """Yield after each epoch; ``model`` is changed in place."""
-        engine = self.likelihood(model, patterns, workers)
-        return run(self, PIE(self, engine), engine, patterns)
+    def step(self, engine: Likelihood, split: Split, factor: float) -> Step:
+        """The engine without a memory yet."""
+        return PIE(self, engine, factor)
 
 
 class PIE:
     """State of the engine: the momentum's memory, if there is one."""
 
-    def __init__(self, settings: EPIE, engine: Likelihood) -> None:
-        self.settings, self.engine, self.model = settings, engine, engine.model
-        self.refinement = Refinement(self.model, engine.loss.natural_step)
+    def __init__(self, settings: EPIE, engine: Likelihood, factor: float) -> None:
+        self.settings, self.engine, self.model, self.factor = settings, engine, engine.model, factor
+        self.refinement = Refinement(self.model, engine.loss.natural_step * factor)
         leaves = (self.model.object.transmission.data, self.model.probe.wave.data)
         self.momenta = [Momentum(leaf, settings.momentum) for leaf in leaves] if settings.momentum else []
         self.batches = 0
@@ -74,7 +72,7 @@ class PIE:
         """Update object and probe from the same exit waves, as the textbook does."""
         s, model, due = self.settings, self.model, self.due
         found, corners, spectrum = self.refinement.gradients(self.engine, index, counts, due)
-        natural = self.engine.loss.natural_step
+        natural = self.engine.loss.natural_step * self.factor
         transmission = model.object.transmission.data
         # Both denominators before either has taken its step.
         share = self._object_power(corners, found.box) if due.probe else None

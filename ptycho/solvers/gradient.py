@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -12,9 +11,8 @@ from torch import Tensor
 from ptycho.adjoint import Likelihood, likelihood
 from ptycho.constraint import normalise
 from ptycho.errors import RecipeError
-from ptycho.model import Ptychography
-from ptycho.patterns import Patterns
-from ptycho.solvers.base import Due, Epoch, Settings, run
+from ptycho.holdout import Split
+from ptycho.solvers.base import Due, Settings, Step
 from ptycho.solvers.refine import Refinement
 
 
@@ -48,21 +46,20 @@ class Gradient(Settings):
         if self.optimizer != "nesterov" and not _is_optimizer(self.optimizer):
             raise RecipeError(f'optimizer = "{self.optimizer}": use "nesterov" or a name from torch.optim, such as "Adam" or "LBFGS"')
 
-    def run(self, model: Ptychography, patterns: Patterns, workers: int = 1) -> Iterator[Epoch]:
-        """Yield after each epoch; ``model`` is changed in place."""
-        engine = self.likelihood(model, patterns, workers)
-        step = Nesterov(self, engine, len(patterns)) if self.optimizer == "nesterov" else TorchOptimizer(self, engine)
-        return run(self, step, engine, patterns)
+    def step(self, engine: Likelihood, split: Split, factor: float) -> Step:
+        """Velocities at rest, or a fresh optimiser."""
+        return Nesterov(self, engine, split, factor) if self.optimizer == "nesterov" else TorchOptimizer(self, engine, factor)
 
 
 class Nesterov:
     """State of the preconditioned momentum: velocities of object and probe."""
 
-    def __init__(self, settings: Gradient, engine: Likelihood, count: int) -> None:
-        self.settings, self.engine, self.model, self.count = settings, engine, engine.model, count
+    def __init__(self, settings: Gradient, engine: Likelihood, split: Split, factor: float) -> None:
+        self.settings, self.engine, self.model, self.factor = settings, engine, engine.model, factor
+        self.train = torch.from_numpy(split.train).to(engine.device)
         self.velocity = torch.zeros_like(self.model.object.transmission.data)
         self.probe_velocity = torch.zeros_like(self.model.probe.wave.data)
-        self.refinement = Refinement(self.model, engine.loss.natural_step)
+        self.refinement = Refinement(self.model, engine.loss.natural_step * factor)
         constraints = settings.constraints_for(engine.loss)
         self.pure_phase = constraints.pure_phase is not None
         self.mean_phase = constraints.positive_phase.mean_phase_rad if constraints.positive_phase is not None else 0.0
@@ -72,7 +69,7 @@ class Nesterov:
         s, self.due = self.settings, due
         progress = (epoch - 1) / max(1, s.epochs - 1)
         self.memory = s.memory[0] ** (1 - progress) * s.memory[1] ** progress
-        light = self.model.illumination()
+        light = self.model.illumination(self.train)
         # Patterns per pass over the patterns in a batch, times the batch's share of the light, is one pass: the batch size cancels.
         self.scale = self.engine.loss.natural_step / (light + s.illumination_floor * light.max()) / self.model.object.transmission.shape[1]
 
@@ -80,11 +77,11 @@ class Nesterov:
     def batch(self, index: Tensor, counts: Tensor) -> Tensor:
         """One step on the object, the probe, and whatever else is due."""
         s, model, due = self.settings, self.model, self.due
-        share = len(index) / self.count
+        share = len(index) / len(self.train)
         # The natural step of a batch is 1 / (its share of the light); a step that averages `memory` passes is that times share / memory.
         # Slices that move together take S steps at once, those that move against each other one: the latter are to keep up.
         slices = model.object.transmission.shape[1]
-        step = min(1.0, share * slices / self.memory) * (1 - s.momentum)
+        step = min(1.0, share * slices / self.memory) * (1 - s.momentum) * self.factor
         found, _, spectrum = self.refinement.gradients(self.engine, index, counts, due)
         if found.object is not None:
             self._step_object(found.object.mul_(0.5 / share), found.box, step)
@@ -116,8 +113,8 @@ class Nesterov:
 class TorchOptimizer:
     """Any optimiser of torch.optim on the differentiable likelihood; L-BFGS calls the closure as often as it likes."""
 
-    def __init__(self, settings: Gradient, engine: Likelihood) -> None:
-        self.settings, self.engine, self.model = settings, engine, engine.model
+    def __init__(self, settings: Gradient, engine: Likelihood, factor: float) -> None:
+        self.settings, self.engine, self.model, self.factor = settings, engine, engine.model, factor
         self.optimizer: torch.optim.Optimizer | None = None
 
     def start_epoch(self, epoch: int, due: Due) -> None:
@@ -138,7 +135,7 @@ class TorchOptimizer:
         for parameter, learned, _ in rates:
             parameter.requires_grad_(learned)
         model.detector.background.requires_grad_(False)
-        groups: list[dict[str, Any]] = [{"params": [p], "lr": lr} for p, learned, lr in rates if learned]
+        groups: list[dict[str, Any]] = [{"params": [p], "lr": lr * self.factor} for p, learned, lr in rates if learned]
         if not groups:
             self.optimizer = None
             return

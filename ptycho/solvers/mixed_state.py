@@ -10,6 +10,7 @@ import torch
 
 from ptycho.constraint import OrthogonalModes
 from ptycho.errors import RecipeError
+from ptycho.holdout import Split
 from ptycho.model import Ptychography
 from ptycho.patterns import Patterns
 from ptycho.probe import seed_modes
@@ -33,10 +34,10 @@ class MixedState(EPIE):
         if self.modes < 0 or not 0 < self.seed_share < 1:
             raise RecipeError(f"modes = {self.modes}, seed_share = {self.seed_share}: at least 0 modes and a share between 0 and 1 are needed")
 
-    def run(self, model: Ptychography, patterns: Patterns, workers: int = 1) -> Iterator[Epoch]:
+    def run(self, model: Ptychography, patterns: Patterns, workers: int = 1, split: Split | None = None) -> Iterator[Epoch]:
         """Yield after each epoch, with the modes orthogonal and the strongest first; ``model`` is changed in place."""
         if self.modes > len(model.probe.wave):
             model.probe.wave = torch.nn.Parameter(seed_modes(model.probe.wave.detach(), self.modes, self.seed_share))
-        for epoch in super().run(model, patterns, workers):
+        for epoch in super().run(model, patterns, workers, split):
             OrthogonalModes().apply(model)
             yield epoch

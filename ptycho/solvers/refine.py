@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
@@ -18,7 +19,9 @@ from torch import Tensor
 from ptycho.adjoint import Gradients, Likelihood, Wants
 from ptycho.model import Ptychography
 from ptycho.optics import propagation_phase
-from ptycho.solvers.base import Due
+
+if TYPE_CHECKING:
+    from ptycho.solvers.base import Due
 
 #: A position moves by at most this many pixels per visit.
 _MOST_PX = 0.1
