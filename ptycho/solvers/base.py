@@ -68,7 +68,7 @@ class Epoch:
 
 
 class Step(Protocol):
-    """The changing side of a solver: its state and what it does with a batch."""
+    """The changing side of a solver: its state and what it does with a batch. Made anew after a divergence; inherit for the defaults."""
 
     def start_epoch(self, epoch: int, due: Due) -> None:
         """Called before the batches of an epoch."""
@@ -79,6 +79,11 @@ class Step(Protocol):
 
     def end_epoch(self) -> None:
         """Called behind the batches of an epoch, before the constraints: for what is made of the whole pass."""
+        return
+
+    def anneal(self) -> bool:
+        """Called when the held-out likelihood has come to rest: average more from here on. False if there is nothing left to lower."""
+        return False
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -51,7 +51,7 @@ class EPIE(Settings):
         return PIE(self, engine, factor)
 
 
-class PIE:
+class PIE(Step):
     """State of the engine: the momentum's memory, if there is one."""
 
     def __init__(self, settings: EPIE, engine: Likelihood, factor: float) -> None:
@@ -89,9 +89,6 @@ class PIE:
             for momentum in self.momenta:
                 momentum.apply()
         return found.loss
-
-    def end_epoch(self) -> None:
-        """Nothing is left to do."""
 
     def _object_power(self, corners: Tensor, box: tuple[slice, slice]) -> Tensor:
         """(1 - r) |O|^2 + r max|O|^2, of the windows of the batch on average; (y, x), or a number for r = 1."""

@@ -51,7 +51,7 @@ class Gradient(Settings):
         return Nesterov(self, engine, split, factor) if self.optimizer == "nesterov" else TorchOptimizer(self, engine, factor)
 
 
-class Nesterov:
+class Nesterov(Step):
     """State of the preconditioned momentum: velocities of object and probe."""
 
     def __init__(self, settings: Gradient, engine: Likelihood, split: Split, factor: float) -> None:
@@ -92,9 +92,6 @@ class Nesterov:
         self.refinement.step(index, found, spectrum, due)
         return found.loss
 
-    def end_epoch(self) -> None:
-        """Nothing is left to do."""
-
     def _step_object(self, gradient: Tensor, box: tuple[slice, slice], step: float) -> None:
         """v <- mu v + z, O <- O - step (z + mu v), on the touched part of the canvas (Nesterov, in the form of Sutskever et al. 2013)."""
         s, (rows, columns) = self.settings, box
@@ -110,7 +107,7 @@ class Nesterov:
             normalise(transmission)
 
 
-class TorchOptimizer:
+class TorchOptimizer(Step):
     """Any optimiser of torch.optim on the differentiable likelihood; L-BFGS calls the closure as often as it likes."""
 
     def __init__(self, settings: Gradient, engine: Likelihood, factor: float) -> None:
@@ -165,9 +162,6 @@ class TorchOptimizer:
         # torch.optim's type for a closure returns float; tensors are what it is given everywhere.
         self.optimizer.step(closure)  # type: ignore[arg-type]
         return losses[0].double()
-
-    def end_epoch(self) -> None:
-        """Nothing is left to do."""
 
 
 def _is_optimizer(name: str) -> bool:
