@@ -22,14 +22,14 @@ from ptycho.data import Dataset4D
 from ptycho.errors import RecipeError
 from ptycho.explain import sentence
 from ptycho.io import RawLayout, read
-from ptycho.solvers import EPIE, Gradient, MixedState
+from ptycho.solvers import EPIE, LSQML, Gradient, MixedState, Solver
 from ptycho.start import ModelOptions
 
 #: A recipe is a page of text; anything larger is another kind of file.
 _MOST_BYTES = 1 << 20
 
-AnySolver = Annotated[Gradient | EPIE | MixedState, Field(discriminator="kind")]
-_KINDS: dict[str, Any] = {"gradient": Gradient, "epie": EPIE, "mixed_state": MixedState}
+AnySolver = Annotated[Solver, Field(discriminator="kind")]
+_KINDS: dict[str, Any] = {"gradient": Gradient, "epie": EPIE, "mixed_state": MixedState, "lsqml": LSQML}
 Pair = tuple[float, float]
 Box = tuple[int, int, int, int]
 
@@ -227,11 +227,11 @@ def _plain(value: Any) -> Any:
     return value.tolist() if isinstance(value, (np.ndarray, np.generic)) else value
 
 
-def solvers_from(given: Any) -> tuple[Gradient | EPIE | MixedState, ...]:
+def solvers_from(given: Any) -> tuple[Solver, ...]:
     """One or more solvers from solver records or plain dictionaries (a [[solve]] entry each). Raises RecipeError."""
     entries = list(given) if isinstance(given, (list, tuple)) else [given]
-    adapter: TypeAdapter[Gradient | EPIE | MixedState] = TypeAdapter(AnySolver)
-    return tuple(e if isinstance(e, (Gradient, EPIE, MixedState)) else _validated(adapter, e, "solve", Gradient) for e in entries)
+    adapter: TypeAdapter[Solver] = TypeAdapter(AnySolver)
+    return tuple(e if isinstance(e, Solver) else _validated(adapter, e, "solve", Gradient) for e in entries)
 
 
 def solver_keys() -> set[str]:

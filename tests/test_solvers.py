@@ -10,7 +10,7 @@ from small import Counts, correlation, counts_of, empty, make, solve, summed_pha
 from ptycho.batches import hilbert_order, stratified_batches
 from ptycho.constraint import Constraints
 from ptycho.errors import DivergedError, RecipeError
-from ptycho.solvers import EPIE, Gradient, MixedState, Updates
+from ptycho.solvers import EPIE, LSQML, Gradient, MixedState, Updates
 
 FREE = Constraints()
 #: What the textbook does: one pattern at a time, object and probe together, constant steps, no constraints.
@@ -117,6 +117,7 @@ SOLVERS = {
     "ePIE": EPIE(epochs=6),
     "rPIE": EPIE(epochs=6, object_damping=0.2, probe_damping=0.5),
     "mixed_state": MixedState(epochs=6, modes=2),
+    "LSQ-ML": LSQML(epochs=6),
 }
 
 
@@ -140,7 +141,7 @@ def test_every_loss_can_be_lowered(loss):
 
 def test_a_perfect_model_has_no_loss_and_stays():
     truth = make(scan=(5, 5))
-    for solver in (Gradient(epochs=2, constraints=Constraints()), EPIE(epochs=2)):
+    for solver in (Gradient(epochs=2, constraints=Constraints()), EPIE(epochs=2), LSQML(epochs=2)):
         model = copy.deepcopy(truth)
         assert max(solve(solver, model, counts_of(truth))) < 1e-4
         assert (model.object.transmission - truth.object.transmission).abs().max() < 1e-2
@@ -150,7 +151,7 @@ def leaves(model):
     return [model.object.transmission.detach(), model.probe.wave.detach(), model.positions.value_px.detach()]
 
 
-@pytest.mark.parametrize("name", ["nesterov", "Adam", "ePIE"])
+@pytest.mark.parametrize("name", ["nesterov", "Adam", "ePIE", "LSQ-ML"])
 def test_the_same_seed_gives_the_same_bits(name):
     truth = make(scan=(6, 6), slices=2)
     counts = counts_of(truth)
@@ -162,7 +163,7 @@ def test_the_same_seed_gives_the_same_bits(name):
     assert not torch.equal(leaves(models[0])[0], leaves(models[2])[0])
 
 
-@pytest.mark.parametrize("name", ["nesterov", "ePIE"])
+@pytest.mark.parametrize("name", ["nesterov", "ePIE", "LSQ-ML"])
 def test_chunks_and_workers_do_not_change_the_result(name):
     truth = make(scan=(6, 6), slices=2, modes=2, dtype=torch.float64)
     counts = counts_of(truth)
@@ -176,7 +177,7 @@ def test_chunks_and_workers_do_not_change_the_result(name):
 
 
 @pytest.mark.parametrize("value", [0.0, 1e9, float("nan"), -3.0])
-@pytest.mark.parametrize("name", ["nesterov", "ePIE"])
+@pytest.mark.parametrize("name", ["nesterov", "ePIE", "LSQ-ML"])
 def test_masked_pixels_have_no_influence(name, value):
     mask = torch.ones(32, 32)
     mask[3:6, 28:31] = 0

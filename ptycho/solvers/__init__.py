@@ -3,8 +3,9 @@
 from ptycho.solvers.base import Epoch, Updates
 from ptycho.solvers.epie import EPIE
 from ptycho.solvers.gradient import Gradient
+from ptycho.solvers.lsqml import LSQML
 from ptycho.solvers.mixed_state import MixedState
 
-Solver = Gradient | EPIE | MixedState
+Solver = Gradient | EPIE | MixedState | LSQML
 
-__all__ = ["EPIE", "Epoch", "Gradient", "MixedState", "Solver", "Updates"]
+__all__ = ["EPIE", "LSQML", "Epoch", "Gradient", "MixedState", "Solver", "Updates"]
