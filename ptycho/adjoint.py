@@ -17,6 +17,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ptycho.kept import Kept
 from ptycho.loss import Loss
 from ptycho.model import Ptychography
 from ptycho.optics import propagation_phase, shift_ramps
@@ -89,15 +90,14 @@ class Likelihood:
     def __init__(self, model: Ptychography, loss: Loss, chunk: int | None = None, workers: int = 1, missing: bool = False) -> None:
         self.model, self.loss, self.missing = model, loss, missing
         self.device = model.object.transmission.device
-        waves = model.probe.wave.numel() * model.object.transmission.shape[0]
-        # Measured: 16 fields of 128 x 128 a call. With fewer the calls cost more than the cache gains.
-        self.chunk = chunk or (max(1, round(16 * 128 * 128 / waves)) if self.device.type == "cpu" else 64)
+        self.chunk = chunk
         self.workers = workers if self.device.type == "cpu" else 1
         self._pool = ThreadPoolExecutor(self.workers, initializer=torch.set_flush_denormal, initargs=(True,)) if self.workers > 1 else None
         self._spaces = [Workspace() for _ in range(self.workers)]
         #: Whether the loss itself is formed; the gradients do not need it.
         self.measures = True
         self._masked = bool((model.detector.mask != 1).any())
+        self._kernels_kept = Kept()
         self._shared = Workspace()
 
     @torch.no_grad()
@@ -117,7 +117,8 @@ class Likelihood:
         # detector's slope (1 / size^2 each): no pass over a wave is spent on scaling.
         ramp_y, ramp_x = shift_ramps(offsets, size)
         batch = _Batch(corners, counts, spectrum, (ramp_y / size, ramp_x), self._kernels(tilt), tilt, patches, wants)
-        chunks = [slice(start, min(start + self.chunk, len(corners))) for start in range(0, len(corners), self.chunk)]
+        step = self.chunk or self._chunk_for(spectrum)
+        chunks = [slice(start, min(start + step, len(corners))) for start in range(0, len(corners), step)]
         if self._pool is None:
             partials = [self._work(self._spaces[0], batch, chunks)]
         else:
@@ -130,11 +131,22 @@ class Likelihood:
         if self._pool is not None:
             self._pool.shutdown()
 
+    def _chunk_for(self, spectrum: Tensor) -> int:
+        """Patterns a call. Measured on the CPU: 16 fields of 128 x 128; with fewer the calls cost more than the cache gains."""
+        waves = spectrum.numel() * self.model.object.transmission.shape[0]
+        return max(1, round(16 * 128 * 128 / waves)) if self.device.type == "cpu" else 64
+
     def _kernels(self, tilt: Tensor) -> Tensor:
-        """exp(i kappa dz) / size^2 of each gap, (slices - 1, 1 or B, y, x)."""
+        """exp(i kappa dz) / size^2 of each gap, (slices - 1, 1 or B, y, x); kept while tilt and thicknesses stay."""
         p = self.model.propagator
         if len(p.thickness_A) == 1:
             return self.model.probe.wave.new_empty(0)
+        if len(tilt) > 1:
+            return self._form_kernels(tilt)
+        return self._kernels_kept(lambda: self._form_kernels(tilt), p.thickness_A, tilt)
+
+    def _form_kernels(self, tilt: Tensor) -> Tensor:
+        p = self.model.propagator
         kappa = propagation_phase(p.ky, p.kx, p.wavelength_A, tilt)
         angle = p.thickness_A[:-1, None, None, None] * kappa
         return torch.complex(torch.cos(angle), torch.sin(angle)).mul_(p.pass_band / self.model.size**2)

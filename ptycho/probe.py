@@ -8,7 +8,9 @@ import torch
 from torch import Tensor, nn
 
 from ptycho.aberrations import Aberrations
+from ptycho.kept import Kept
 from ptycho.optics import aberration_basis, frequency_grid
+from ptycho.source import source_factors, source_order
 
 
 class Probe(nn.Module):
@@ -18,12 +20,22 @@ class Probe(nn.Module):
     pattern. ``correction_A`` holds the changes in Å of the Cartesian coefficients of ``terms``, common to all modes, as the phase
     factor exp(-i sum C chi_C(k)) on the spectrum (zero to begin with: the aberrations of ``wave`` itself are in ``wave``).
     ``aperture`` (y, x) is 1 at the frequencies that the probe-forming aperture can pass, in corner order: the gradient lives there alone.
+    ``source_A2`` (1,) is the variance of a Gaussian source, which turns each mode into several (``source.py``); (0,) for a point.
     """
 
     chi: Tensor
     aperture: Tensor
+    k_axis: Tensor
 
-    def __init__(self, wave: Tensor, pixel_A: float, wavelength_A: float, terms: Aberrations = (), aperture: Tensor | None = None) -> None:
+    def __init__(
+        self,
+        wave: Tensor,
+        pixel_A: float,
+        wavelength_A: float,
+        terms: Aberrations = (),
+        aperture: Tensor | None = None,
+        source_A: float = 0.0,
+    ) -> None:
         super().__init__()
         real = wave.real.dtype
         self.wave = nn.Parameter(wave.clone())
@@ -34,25 +46,45 @@ class Probe(nn.Module):
         self.register_buffer("aperture", torch.ones(wave.shape[-2:], dtype=real) if aperture is None else aperture.to(real), persistent=False)
         self.correction_A = nn.Parameter(torch.zeros(len(basis), dtype=real))
         self.terms = terms
-        self._kept: tuple[Tensor, Tensor] | None = None
+        self.register_buffer("k_axis", ky[:, 0].to(real), persistent=False)
+        power = torch.fft.fft2(wave).abs().square().sum(0).double().cpu()
+        #: Root mean square frequency along an axis in Å⁻¹, half the radius of a disk.
+        self.width_invA = float(((power * (ky**2 + kx**2)).sum() / power.sum() / 2).sqrt())
+        self.source_A2 = nn.Parameter(torch.full((1 if source_A > 0 else 0,), source_A**2, dtype=real))
+        self.source_order = source_order(source_A, 2 * self.width_invA)
+        self._correction_kept, self._source_kept = Kept(), Kept()
 
-    def spectrum(self) -> Tensor:
+    @property
+    def source_A(self) -> float:
+        """Standard deviation of the source in Å, 0 for a point."""
+        return float(self.source_A2.detach().sqrt()) if len(self.source_A2) else 0.0
+
+    def mode_spectrum(self) -> Tensor:
         """Unitary Fourier transform of the modes with the corrected aberrations, complex (modes, y, x)."""
         spectrum = torch.fft.fft2(self.wave, norm="ortho")
         return spectrum if len(self.chi) == 0 else spectrum * self._correction()
 
+    def spectrum(self) -> Tensor:
+        """The modes that illuminate, complex (modes x source modes, y, x): those of :meth:`mode_spectrum`, each seen from the whole source."""
+        spectrum = self.mode_spectrum()
+        return spectrum if len(self.source_A2) == 0 else (spectrum[:, None] * self.source_factors()).flatten(0, 1)
+
     def pull_back(self, gradient: Tensor) -> Tensor:
-        """Gradient with respect to ``wave``, inside the aperture, from one with respect to :meth:`spectrum`, both (modes, y, x)."""
+        """Gradient with respect to ``wave`` (modes, y, x), inside the aperture, from one with respect to :meth:`spectrum`."""
+        if len(self.source_A2):
+            factors = self.source_factors()
+            gradient = (gradient.unflatten(0, (-1, len(factors))) * factors).sum(1)
         turned = gradient if len(self.chi) == 0 else gradient * self._correction().conj()
         return torch.fft.ifft2(turned * self.aperture, norm="ortho")
 
+    def source_factors(self) -> Tensor:
+        """Real (source modes, y, x), see :func:`ptycho.source.source_factors`; only where there is a source."""
+        order, variance = self.source_order, self.source_A2
+        return self._source_kept(lambda: source_factors(self.k_axis, variance, self.width_invA, order), variance)
+
     def _correction(self) -> Tensor:
-        """exp(-i sum C chi_C), (y, x); on the CPU and outside of autograd the last one is kept as long as the coefficients stay."""
-        if torch.is_grad_enabled() or self.chi.device.type != "cpu":
-            return self._phase_factor()
-        if self._kept is None or not torch.equal(self._kept[0], self.correction_A):
-            self._kept = (self.correction_A.detach().clone(), self._phase_factor())
-        return self._kept[1]
+        """exp(-i sum C chi_C), (y, x)."""
+        return self._correction_kept(self._phase_factor, self.correction_A)
 
     def _phase_factor(self) -> Tensor:
         chi = torch.einsum("c,cyx->yx", self.correction_A, self.chi)

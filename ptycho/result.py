@@ -79,7 +79,7 @@ class Result:
             occupancy=_numpy(model.object.occupancy),
             pixel_A=float(model.pixel_A),
             slice_thickness_A=_numpy(model.propagator.thickness_A).astype(np.float64),
-            probe=np.fft.ifft2(_numpy(model.probe.spectrum()), norm="ortho").astype(np.complex64),
+            probe=np.fft.ifft2(_numpy(model.probe.mode_spectrum()), norm="ortho").astype(np.complex64),
             positions_A=_numpy(model.positions.value_px).astype(np.float64) * model.pixel_A,
             tilt_mrad=_numpy(model.propagator.tilt_rad).astype(np.float64) * 1e3,
             history=tuple(history),
