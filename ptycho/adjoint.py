@@ -90,7 +90,7 @@ class Likelihood:
     def __init__(self, model: Ptychography, loss: Loss, chunk: int | None = None, workers: int = 1, missing: bool = False) -> None:
         self.model, self.loss, self.missing = model, loss, missing
         self.device = model.object.transmission.device
-        self.chunk = chunk
+        self._chunk_wanted = chunk
         self.workers = workers if self.device.type == "cpu" else 1
         self._pool = ThreadPoolExecutor(self.workers, initializer=torch.set_flush_denormal, initargs=(True,)) if self.workers > 1 else None
         self._spaces = [Workspace() for _ in range(self.workers)]
@@ -99,6 +99,14 @@ class Likelihood:
         self._masked = bool((model.detector.mask != 1).any())
         self._kernels_kept = Kept()
         self._shared = Workspace()
+
+    @property
+    def chunk(self) -> int:
+        """Patterns a call. Measured on the CPU: 16 fields of 128 x 128; with fewer the calls cost more than the cache gains."""
+        if self._chunk_wanted or self.device.type != "cpu":
+            return self._chunk_wanted or 64
+        waves = self.model.probe.modes * self.model.size**2 * self.model.object.transmission.shape[0]
+        return max(1, round(16 * 128 * 128 / waves))
 
     @torch.no_grad()
     def __call__(self, corners: Tensor, offsets: Tensor, counts: Tensor, spectrum: Tensor, tilt: Tensor, wants: Wants) -> Gradients:
@@ -117,7 +125,7 @@ class Likelihood:
         # detector's slope (1 / size^2 each): no pass over a wave is spent on scaling.
         ramp_y, ramp_x = shift_ramps(offsets, size)
         batch = _Batch(corners, counts, spectrum, (ramp_y / size, ramp_x), self._kernels(tilt), tilt, patches, wants)
-        step = self.chunk or self._chunk_for(spectrum)
+        step = self.chunk
         chunks = [slice(start, min(start + step, len(corners))) for start in range(0, len(corners), step)]
         if self._pool is None:
             partials = [self._work(self._spaces[0], batch, chunks)]
@@ -130,11 +138,6 @@ class Likelihood:
         """End the worker threads."""
         if self._pool is not None:
             self._pool.shutdown()
-
-    def _chunk_for(self, spectrum: Tensor) -> int:
-        """Patterns a call. Measured on the CPU: 16 fields of 128 x 128; with fewer the calls cost more than the cache gains."""
-        waves = spectrum.numel() * self.model.object.transmission.shape[0]
-        return max(1, round(16 * 128 * 128 / waves)) if self.device.type == "cpu" else 64
 
     def _kernels(self, tilt: Tensor) -> Tensor:
         """exp(i kappa dz) / size^2 of each gap, (slices - 1, 1 or B, y, x); kept while tilt and thicknesses stay."""

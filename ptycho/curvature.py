@@ -107,7 +107,7 @@ class Curvature:
         first = [waves[1 + i] + waves[0] * turns[i] for i in range(n)]
         second = [waves[1 + i] * turns[j] + waves[1 + j] * turns[i] + waves[0] * turns[i] * turns[j] for i, j in self._pairs(n)]
         phase = torch.einsum("c,cyx->yx", probe.correction_A, probe.chi)
-        return torch.stack([waves[0], *first, *second]) * torch.polar(torch.ones_like(phase), -phase)
+        return probe.from_source(torch.stack([waves[0], *first, *second]) * torch.polar(torch.ones_like(phase), -phase))
 
     def _entrance(self, spectra: Tensor, offsets: Tensor, moves: list[Tensor | None]) -> Tensor:
         """The wave before the first slice and its derivatives, (1 + n + pairs, b, 1, modes, y, x)."""

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from ptycho.aberrations import Aberrations
 from ptycho.kept import Kept
 from ptycho.optics import aberration_basis, frequency_grid
-from ptycho.source import source_factors, source_order
+from ptycho.source import source_factors, source_modes, source_order
 
 
 class Probe(nn.Module):
@@ -59,6 +59,11 @@ class Probe(nn.Module):
         """Standard deviation of the source in Å, 0 for a point."""
         return float(self.source_A2.detach().sqrt()) if len(self.source_A2) else 0.0
 
+    @property
+    def modes(self) -> int:
+        """Waves that pass the specimen for each pattern: the modes, each as many times as the source has modes."""
+        return len(self.wave) * (source_modes(self.source_order) if len(self.source_A2) else 1)
+
     def mode_spectrum(self) -> Tensor:
         """Unitary Fourier transform of the modes with the corrected aberrations, complex (modes, y, x)."""
         spectrum = torch.fft.fft2(self.wave, norm="ortho")
@@ -66,8 +71,11 @@ class Probe(nn.Module):
 
     def spectrum(self) -> Tensor:
         """The modes that illuminate, complex (modes x source modes, y, x): those of :meth:`mode_spectrum`, each seen from the whole source."""
-        spectrum = self.mode_spectrum()
-        return spectrum if len(self.source_A2) == 0 else (spectrum[:, None] * self.source_factors()).flatten(0, 1)
+        return self.from_source(self.mode_spectrum())
+
+    def from_source(self, spectrum: Tensor) -> Tensor:
+        """Modes (..., modes, y, x) as those from the whole source, (..., modes x source modes, y, x)."""
+        return spectrum if len(self.source_A2) == 0 else (spectrum.unsqueeze(-3) * self.source_factors()).flatten(-4, -3)
 
     def pull_back(self, gradient: Tensor) -> Tensor:
         """Gradient with respect to ``wave`` (modes, y, x), inside the aperture, from one with respect to :meth:`spectrum`."""
@@ -80,7 +88,20 @@ class Probe(nn.Module):
     def source_factors(self) -> Tensor:
         """Real (source modes, y, x), see :func:`ptycho.source.source_factors`; only where there is a source."""
         order, variance = self.source_order, self.source_A2
-        return self._source_kept(lambda: source_factors(self.k_axis, variance, self.width_invA, order), variance)
+        return self._source_kept(lambda: source_factors(self.k_axis, variance, self.width_invA, order), variance, torch.tensor(order))
+
+    def refit_source(self) -> None:
+        """Take as many modes as the present size of the source needs."""
+        self.source_order = source_order(self.source_A, 2 * self.width_invA)
+
+    def source_slope(self, gradient: Tensor) -> Tensor:
+        """Derivative with respect to ``source_A2``, (1,), from a gradient with respect to :meth:`spectrum`."""
+        order = self.source_order
+        weight = (gradient.unflatten(0, (-1, source_modes(order))).conj() * self.mode_spectrum()[:, None]).real.sum(0)
+        with torch.enable_grad():
+            variance = self.source_A2.detach().requires_grad_()
+            total = (source_factors(self.k_axis, variance, self.width_invA, order) * weight).sum()
+        return torch.autograd.grad(total, variance)[0]
 
     def _correction(self) -> Tensor:
         """exp(-i sum C chi_C), (y, x)."""

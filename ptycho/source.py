@@ -3,8 +3,8 @@
 Two frequencies k, k' of a probe that is averaged over shifts of standard deviation sigma interfere with the visibility
 exp(-2 pi^2 sigma^2 |k - k'|^2) (Nellist & Rodenburg, Ultramicroscopy 54 (1994) 61). With respect to a Gaussian measure this kernel
 has the eigenfunctions of the harmonic oscillator in closed form (Mehler; Rasmussen & Williams, Gaussian Processes (2006), eq. 4.39-4.40),
-each of them a real factor on the probe's spectrum. For a source of half the probe's width six modes miss 2 % of the
-visibility (root mean square), where nine shifted probes, the quadrature of the same degree, miss 6 %.
+each of them a real factor on the probe's spectrum. For a source of 0.3 Å and an aperture of 0.6 Å⁻¹ six modes miss 2 % of the
+visibility (root mean square), where nine shifted probes (Gauss-Hermite quadrature) miss 6 %.
 """
 
 from __future__ import annotations
@@ -25,8 +25,13 @@ def source_order(sigma_A: float, radius_invA: float) -> int:
     return min(max(1, math.ceil(sigma_A * radius_invA / _PER_ORDER)), _MOST_ORDERS)
 
 
+def source_modes(order: int) -> int:
+    """How many modes there are up to a total order."""
+    return (order + 1) * (order + 2) // 2
+
+
 def source_factors(k: Tensor, variance_A2: Tensor, width_invA: float, order: int) -> Tensor:
-    """Real factors (modes, y, x) on the spectrum of a probe, (order + 1)(order + 2) / 2 of them, the sum of their squares 1.
+    """Real factors (modes, y, x) on the spectrum of a probe, ``source_modes(order)`` of them, the sum of their squares 1.
 
     ``k`` (size,) are the frequencies of an axis in Å⁻¹, ``variance_A2`` (1,) is sigma^2 and positive, ``width_invA`` the rms frequency
     of the probe along an axis (half the radius for a disk). The frequencies keep their electrons: what the missing modes would

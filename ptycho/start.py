@@ -40,7 +40,8 @@ class ModelOptions:
     the specimen's; ``probe_file`` (a run folder or result.h5), ``vacuum_file`` (a measured pattern without specimen) and
     ``object_file`` replace what would be computed; ``pad`` pixels are simulated beyond each edge of the pattern and ``oversample`` finer
     pixels in each detector pixel; ``detector_blur_px`` is the standard deviation of the point spread on top of the pixel's area;
-    ``background_e`` electrons per pixel come from elsewhere; ``band_limit`` is the fraction of the highest frequency that is propagated.
+    ``background_e`` electrons per pixel come from elsewhere; ``source_A`` is the standard deviation of a Gaussian source on the specimen;
+    ``band_limit`` is the fraction of the highest frequency that is propagated.
     """
 
     __pydantic_config__: ClassVar = {"extra": "forbid", "allow_inf_nan": False}  # for recipe.py
@@ -59,6 +60,7 @@ class ModelOptions:
     pixel_area: bool = True
     detector_blur_px: float = 0.0
     background_e: float = 0.0
+    source_A: float = 0.0
     band_limit: float = 2 / 3
     aperture_edge_px: float = 1.0
     seed: int = 0
@@ -67,7 +69,7 @@ class ModelOptions:
         for name in ("probe_modes", "object_states", "slices", "oversample"):
             if not 1 <= getattr(self, name) <= _MOST:
                 raise RecipeError(f"{name} = {str(getattr(self, name))[:20]}: at least 1 is needed, and at most {_MOST}")
-        for name in ("pad", "detector_blur_px", "background_e", "aperture_edge_px", "seed"):
+        for name in ("pad", "detector_blur_px", "background_e", "source_A", "aperture_edge_px", "seed"):
             if getattr(self, name) < 0:
                 raise RecipeError(f"{name} = {str(getattr(self, name))[:20]}: it cannot be negative")
         if not 0 < self.band_limit <= 1:
@@ -116,7 +118,7 @@ def start(geometry: Geometry, options: ModelOptions, electrons: float, mask: NDA
     pixel_A = 1 / (window * geometry.pixel_invA)
     wave = _probe(geometry, options, size, pixel_A, electrons, known)
     passed = aperture(*frequency_grid(size, pixel_A), _APERTURE_ROOM * geometry.aperture_invA, 2 / (size * pixel_A))
-    probe = Probe(wave, pixel_A, geometry.wavelength_A, _REFINABLE, passed)
+    probe = Probe(wave, pixel_A, geometry.wavelength_A, _REFINABLE, passed, options.source_A)
     positions, canvas = place_positions(geometry.positions_A / pixel_A, size)
     thickness = torch.tensor(options.thicknesses_A)
     tilts = len(positions) if options.tilt_per_position else 1

@@ -54,6 +54,7 @@ def make(
     pixel_area: bool = True,
     mask: Tensor | None = None,
     background: float = 0.0,
+    source_A: float = 0.0,
     dtype: torch.dtype = torch.float32,
     seed: int = 0,
 ) -> Ptychography:
@@ -67,7 +68,7 @@ def make(
     mask = torch.ones(size, size) if mask is None else mask
     return Ptychography(
         Object(torch.polar(torch.ones_like(phase), phase)),
-        Probe(wave, PIXEL_A, WAVELENGTH_A, REFINABLE),
+        Probe(wave, PIXEL_A, WAVELENGTH_A, REFINABLE, source_A=source_A),
         Propagator(size, PIXEL_A, WAVELENGTH_A, thickness, torch.tensor([tilt_mrad], dtype=dtype) * 1e-3),
         Positions(positions.to(dtype)),
         Detector(size, mask.to(dtype), torch.full((1, 1), background, dtype=dtype), pixel_area=pixel_area),

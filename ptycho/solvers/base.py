@@ -36,6 +36,7 @@ class Updates:
     tilt: int = 0
     thickness: int = 0
     aberrations: int = 0
+    source: int = 0
 
     def __post_init__(self) -> None:
         for name, epoch in vars(self).items():
@@ -57,6 +58,12 @@ class Due:
     tilt: bool
     thickness: bool
     aberrations: bool
+    source: bool = False
+
+    @property
+    def refines(self) -> bool:
+        """Whether there is more to do than object and probe."""
+        return any(due for name, due in vars(self).items() if name not in ("object", "probe"))
 
 
 @dataclass(frozen=True)

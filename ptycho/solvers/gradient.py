@@ -14,6 +14,7 @@ from ptycho.errors import RecipeError
 from ptycho.holdout import Split
 from ptycho.solvers.base import Due, Settings, Step
 from ptycho.solvers.refine import Refinement
+from ptycho.solvers.refine_detector import keep_bounds, switch_on
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -120,6 +121,7 @@ class TorchOptimizer(Step):
         self.due = due
         if due == before:
             return
+        switch_on(model, due)
         rms = float(model.probe.wave.detach().abs().square().mean().sqrt())
         rates: list[tuple[torch.nn.Parameter, bool, float]] = [
             (model.object.transmission, due.object, self.settings.lr),
@@ -128,6 +130,7 @@ class TorchOptimizer(Step):
             (model.propagator.tilt_rad, due.tilt, 1e-4),
             (model.propagator.thickness_A, due.thickness, 0.05),
             (model.probe.correction_A, due.aberrations and len(model.probe.correction_A) > 0, 1.0),
+            (model.probe.source_A2, due.source, 5e-3),
         ]
         for parameter, learned, _ in rates:
             parameter.requires_grad_(learned)
@@ -161,6 +164,7 @@ class TorchOptimizer(Step):
 
         # torch.optim's type for a closure returns float; tensors are what it is given everywhere.
         self.optimizer.step(closure)  # type: ignore[arg-type]
+        keep_bounds(self.model)
         return losses[0].double()
 
 

@@ -10,7 +10,6 @@ common to all patterns the Gauss-Newton matrix from finite differences of the mo
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import torch
@@ -19,6 +18,8 @@ from torch import Tensor
 from ptycho.adjoint import Gradients, Likelihood, Wants
 from ptycho.model import Ptychography
 from ptycho.optics import propagation_phase
+from ptycho.solvers.refine_detector import DetectorSide, switch_on
+from ptycho.solvers.scalar import TURN_RAD, Scalar
 
 if TYPE_CHECKING:
     from ptycho.solvers.base import Due
@@ -29,19 +30,8 @@ _MOST_PX = 0.1
 _RELAXATION = 0.5
 #: A common parameter takes this many times the batch's share of the data of it, so that batches are averaged.
 _PASS = 3.0
-#: Finite differences turn the phase of the illumination by this much (rad, rms); a step turns it by at most four times as much.
-_TURN_RAD = 0.05
 #: The curvature of the common parameters comes from this many patterns of a batch, anew every so many batches.
 _SAMPLE, _EVERY = 8, 16
-
-
-@dataclass
-class _Scalar:
-    """A parameter of all patterns, or one of each: a view into the model, its gradient, the change that turns the phase by ``_TURN_RAD``."""
-
-    value: Tensor
-    gradient: Tensor
-    change: Tensor
 
 
 class Refinement:
@@ -49,6 +39,7 @@ class Refinement:
 
     def __init__(self, model: Ptychography, natural_step: float) -> None:
         self.model, self.natural_step = model, natural_step
+        self.detector_side = DetectorSide(model)
         self._batches = 0
         self._inverses: dict[str, Tensor] = {}
 
@@ -56,10 +47,11 @@ class Refinement:
     def gradients(self, engine: Likelihood, index: Tensor, counts: Tensor, due: Due) -> tuple[Gradients, Tensor, Tensor]:
         """Loss and all derivatives that are due for a batch; with them the windows' corners (B, 2) and the probe's spectrum."""
         model = self.model
+        switch_on(model, due)
         propagates = model.object.transmission.shape[1] > 1
         wants = Wants(
             object=due.object,
-            probe=due.probe or due.aberrations,
+            probe=due.probe or due.aberrations or due.source,
             offsets=due.positions,
             propagation=propagates and (due.tilt or due.thickness),
         )
@@ -70,7 +62,7 @@ class Refinement:
     @torch.no_grad()
     def step(self, index: Tensor, found: Gradients, spectrum: Tensor, due: Due) -> None:
         """Move what is due along its gradient."""
-        if not (due.positions or due.tilt or due.thickness or due.aberrations):
+        if not due.refines:
             return
         if self._batches % _EVERY == 0:
             self._inverses.clear()
@@ -79,7 +71,7 @@ class Refinement:
             self._positions(index, found.offsets)
         power = (spectrum.real.square() + spectrum.imag.square()).sum(0)
         power /= power.sum()
-        common: list[_Scalar] = []
+        common: list[Scalar] = []
         if found.tilt is not None and due.tilt:
             tilts = self._tilt(found.tilt, power)
             if len(self.model.propagator.tilt_rad) == 1:
@@ -90,8 +82,10 @@ class Refinement:
             common += self._thickness(found.thickness, power)
         if found.spectrum is not None and due.aberrations and len(self.model.probe.chi):
             common += self._aberrations(found.spectrum, spectrum, power)
+        common += self.detector_side.scalars(found, due)
         if common:
             self._common(index, common)
+        self.detector_side.step(index, due)
 
     def _positions(self, index: Tensor, gradient: Tensor) -> None:
         model = self.model
@@ -119,26 +113,26 @@ class Refinement:
             slopes.append(2 * torch.einsum("o,boyx,yx->b", model.object.occupancy, squared, light))
         return torch.stack(slopes, -1)
 
-    def _tilt(self, gradient: Tensor, power: Tensor) -> list[_Scalar]:
+    def _tilt(self, gradient: Tensor, power: Tensor) -> list[Scalar]:
         p = self.model.propagator
         moments = ((power * p.ky**2).sum(), (power * p.kx**2).sum())
         depth = p.thickness_A.data[:-1].sum()
-        return [_Scalar(p.tilt_rad.data[:, i], gradient[:, i], _TURN_RAD / (2 * math.pi * depth * moments[i].sqrt())) for i in (0, 1)]
+        return [Scalar(p.tilt_rad.data[:, i], gradient[:, i], TURN_RAD / (2 * math.pi * depth * moments[i].sqrt())) for i in (0, 1)]
 
-    def _thickness(self, gradient: Tensor, power: Tensor) -> list[_Scalar]:
+    def _thickness(self, gradient: Tensor, power: Tensor) -> list[Scalar]:
         p = self.model.propagator
         kappa = propagation_phase(p.ky, p.kx, p.wavelength_A, p.tilt_rad.mean(0, keepdim=True))[0]
-        change = _TURN_RAD / (kappa**2 * power).sum().sqrt()
-        return [_Scalar(p.thickness_A.data[s : s + 1], gradient[s : s + 1], change) for s in range(len(gradient) - 1)]
+        change = TURN_RAD / (kappa**2 * power).sum().sqrt()
+        return [Scalar(p.thickness_A.data[s : s + 1], gradient[s : s + 1], change) for s in range(len(gradient) - 1)]
 
-    def _aberrations(self, gradient: Tensor, spectrum: Tensor, power: Tensor) -> list[_Scalar]:
+    def _aberrations(self, gradient: Tensor, spectrum: Tensor, power: Tensor) -> list[Scalar]:
         """dL/dC = sum chi Im(conj(Y) P), with Y the gradient with respect to the spectrum P (torch's convention)."""
         probe = self.model.probe
         slope = torch.einsum("cyx,yx->c", probe.chi, (gradient.conj() * spectrum).imag.sum(0))
-        changes = _TURN_RAD / torch.einsum("cyx,yx->c", probe.chi.square(), power).sqrt()
-        return [_Scalar(probe.correction_A.data[c : c + 1], slope[c : c + 1], changes[c]) for c in range(len(changes))]
+        changes = TURN_RAD / torch.einsum("cyx,yx->c", probe.chi.square(), power).sqrt()
+        return [Scalar(probe.correction_A.data[c : c + 1], slope[c : c + 1], changes[c]) for c in range(len(changes))]
 
-    def _common(self, index: Tensor, scalars: list[_Scalar]) -> None:
+    def _common(self, index: Tensor, scalars: list[Scalar]) -> None:
         """One damped Gauss-Newton step of all parameters that all patterns share."""
         share = min(_RELAXATION, _PASS * len(index) / len(self.model.positions.value_px))
         slope = torch.stack([s.gradient.sum() * s.change for s in scalars]) / len(index)
@@ -147,14 +141,14 @@ class Refinement:
             scalar.value -= turn * scalar.change
         self.model.propagator.thickness_A.data.clamp_(min=0.1)
 
-    def _each_tilt(self, index: Tensor, tilts: list[_Scalar]) -> None:
+    def _each_tilt(self, index: Tensor, tilts: list[Scalar]) -> None:
         """A tilt of its own for each position, with the curvature of all."""
         changes = torch.stack([s.change for s in tilts])
         slope = torch.stack([s.gradient for s in tilts], -1) * changes
         turns = (_RELAXATION * slope @ self._inverse("tilt", index, tilts)).clamp(-4, 4)
         self.model.propagator.tilt_rad.data[index] -= turns * changes
 
-    def _inverse(self, name: str, index: Tensor, scalars: list[_Scalar]) -> Tensor:
+    def _inverse(self, name: str, index: Tensor, scalars: list[Scalar]) -> Tensor:
         """Inverse of the Gauss-Newton matrix of one pattern, (n, n), per ``change`` of each parameter.
 
         The second derivative of the losses at I = D is 1 / (2 I), of Poisson's 1 / I: 1 / (2 I) over the natural step. The damping
