@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Literal
 
@@ -12,9 +11,8 @@ from torch import Tensor
 from ptycho.adjoint import Gradients, Likelihood
 from ptycho.curvature import Curvature, Direction, Quadratic
 from ptycho.errors import RecipeError
-from ptycho.model import Ptychography
-from ptycho.patterns import Patterns
-from ptycho.solvers.base import Due, Epoch, Settings, run
+from ptycho.holdout import Split
+from ptycho.solvers.base import Due, Settings, Step
 from ptycho.solvers.refine import Refinement
 from ptycho.solvers.tangent import Tangent
 
@@ -59,18 +57,18 @@ class LSQML(Settings):
         if min(self.measured_every, self.measured_patterns) < 1:
             raise RecipeError(f"measured_every = {self.measured_every}, measured_patterns = {self.measured_patterns}: at least 1 is needed")
 
-    def run(self, model: Ptychography, patterns: Patterns, workers: int = 1) -> Iterator[Epoch]:
-        """Yield after each epoch; ``model`` is changed in place."""
-        engine = self.likelihood(model, patterns, workers)
-        return run(self, LeastSquares(self, engine, len(patterns)), engine, patterns)
+    def step(self, engine: Likelihood, split: Split, factor: float) -> Step:
+        """Nothing measured yet."""
+        return LeastSquares(self, engine, split, factor)
 
 
-class LeastSquares:
+class LeastSquares(Step):
     """State of the solver: the step lengths and the velocity of the momentum, if there is one."""
 
-    def __init__(self, settings: LSQML, engine: Likelihood, count: int) -> None:
-        self.settings, self.engine, self.model, self.count = settings, engine, engine.model, count
-        self.refinement = Refinement(self.model, engine.loss.natural_step)
+    def __init__(self, settings: LSQML, engine: Likelihood, split: Split, factor: float) -> None:
+        self.settings, self.engine, self.model, self.factor = settings, engine, engine.model, factor
+        self.train = torch.from_numpy(split.train).to(engine.device)
+        self.refinement = Refinement(self.model, engine.loss.natural_step * factor)
         self.tangent = Tangent.of(settings.constraints_for(engine.loss))
         self.curvature = Curvature(engine, exact=False)
         self.velocity = torch.zeros_like(self.model.object.transmission.data) if settings.momentum else None
@@ -82,8 +80,8 @@ class LeastSquares:
         """Share of the steps that is taken, and the illumination, which changes slowly."""
         s, self.due = self.settings, due
         progress = (epoch - 1) / max(1, s.epochs - 1)
-        self.object_step, self.probe_step = (first ** (1 - progress) * last**progress for first, last in (s.object_step, s.probe_step))
-        light = self.model.illumination()
+        self.object_step, self.probe_step = (self.factor * first ** (1 - progress) * last**progress for first, last in (s.object_step, s.probe_step))
+        light = self.model.illumination(self.train)
         self.scale = torch.rsqrt(light.square() + (s.illumination_floor * light.max()).square())
 
     @torch.no_grad()
@@ -99,13 +97,10 @@ class LeastSquares:
         self.refinement.step(index, found, spectrum, self.due)
         return found.loss
 
-    def end_epoch(self) -> None:
-        """Nothing is left to do."""
-
     def _directions(self, found: Gradients, patterns: int) -> tuple[list[Direction], list[Tensor]]:
         """What moves, each in steps that are about one for a single slice, and the slope of the batch's loss along it."""
         directions, slopes = [], []
-        share = patterns / self.count
+        share = patterns / len(self.train)
         if found.object is not None:
             transmission = self.model.object.transmission.data[..., found.box[0], found.box[1]]
             change = self.tangent.add_prior(found.object.clone(), transmission, share)
