@@ -69,6 +69,12 @@ class Probe(nn.Module):
         spectrum = torch.fft.fft2(self.wave, norm="ortho")
         return spectrum if len(self.chi) == 0 else spectrum * self._correction()
 
+    @torch.no_grad()
+    def set_mode_spectrum(self, spectrum: Tensor) -> None:
+        """Change ``wave`` such that :meth:`mode_spectrum` is this one, (modes, y, x); the corrections stay."""
+        turned = spectrum if len(self.chi) == 0 else spectrum * self._correction().conj()
+        self.wave.copy_(torch.fft.ifft2(turned, norm="ortho"))
+
     def spectrum(self) -> Tensor:
         """The modes that illuminate, complex (modes x source modes, y, x): those of :meth:`mode_spectrum`, each seen from the whole source."""
         return self.from_source(self.mode_spectrum())

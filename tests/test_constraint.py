@@ -6,14 +6,23 @@ import torch
 from small import counts_of, make
 
 from ptycho.constraint import (
+    Absorption,
     Amplitude,
     Constraint,
     Constraints,
+    GridFilter,
+    LowPass,
     OrthogonalModes,
     PositivePhase,
+    ProbeAperture,
     ProbePower,
+    ProbeSupport,
     PurePhase,
+    SliceCoupling,
     SliceSmoothing,
+    Sparsity,
+    Tikhonov,
+    TotalVariation,
     normalise,
 )
 from ptycho.errors import RecipeError
@@ -53,6 +62,18 @@ def test_only_what_is_due_is_applied():
         (SliceSmoothing, {"sigma_A": 0.0}, "sigma_A = 0.0"),
         (ProbePower, {"electrons": -5.0}, "electrons = -5.0"),
         (PositivePhase, {"mean_phase_rad": -0.1}, "mean_phase_rad = -0.1"),
+        (SliceCoupling, {"strength": 0.0}, "strength = 0.0"),
+        (Absorption, {"ratio": -0.1}, "ratio = -0.1"),
+        (LowPass, {"cutoff_invA": 0.0}, "cutoff_invA = 0.0"),
+        (LowPass, {"cutoff_invA": 1.0, "edge_invA": 3.0}, "edge_invA = 3.0"),
+        (GridFilter, {"contrast": 0.5}, "contrast = 0.5"),
+        (TotalVariation, {"xy_rad_per_A": -1.0}, "xy_rad_per_A = -1.0"),
+        (TotalVariation, {"xy_rad_per_A": 0.0}, "0 leaves one of the two out"),
+        (Tikhonov, {"z_rad_per_A2": -1.0}, "z_rad_per_A2 = -1.0"),
+        (Sparsity, {"mean_phase_rad": 0.0}, "mean_phase_rad = 0.0"),
+        (ProbeSupport, {"radius_A": 0.0}, "radius_A = 0.0"),
+        (ProbeAperture, {"semiangle_mrad": -20.0}, "semiangle_mrad = -20.0"),
+        (ProbeAperture, {"semiangle_mrad": 20.0, "flat": 2.0}, "flat = 2.0"),
     ],
 )
 def test_impossible_numbers_are_refused(kind, options, words):
@@ -120,7 +141,8 @@ def test_zero_is_no_obstacle():
     assert torch.isfinite(torch.view_as_real(dark)).all()
     model = noisy(slices=3)
     model.object.transmission.data[..., :5, :5] = 0
-    for constraint in (Amplitude(max=1.0), PositivePhase(), SliceSmoothing(10.0), PurePhase()):
+    linear = (SliceSmoothing(), SliceCoupling(), LowPass(cutoff_invA=1.0), TotalVariation(), Tikhonov())
+    for constraint in (Amplitude(max=1.0), PositivePhase(), *linear, Absorption(), Sparsity(), PurePhase()):
         constraint.apply(model)
         assert torch.isfinite(torch.view_as_real(model.object.transmission.detach())).all()
 
@@ -213,3 +235,117 @@ def test_probe_power(electrons, wanted):
     ProbePower(electrons=electrons).apply(model)
     assert model.probe.power().sum().item() == pytest.approx(wanted)
     torch.testing.assert_close(model.probe.wave.detach(), before * (wanted / 1e5) ** 0.5)
+
+
+def wave_across(model, cycles, slope):
+    """Phase of a plane wave with so many periods on the canvas along y and x."""
+    y, x = (torch.arange(n, dtype=torch.float64) / n for n in model.object.transmission.shape[-2:])
+    return slope * torch.cos(2 * torch.pi * (cycles[0] * y[:, None] + cycles[1] * x))
+
+
+def test_a_low_pass_passes_what_is_below_and_removes_what_is_above():
+    model = make(scan=(3, 3), slices=2, dtype=torch.float64)
+    height, width = (n * model.pixel_A for n in model.object.transmission.shape[-2:])
+    low, high = wave_across(model, (2, 3), 0.3), wave_across(model, (9, 4), 0.2)
+    assert np.hypot(2 / height, 3 / width) < 0.3 < 0.4 < np.hypot(9 / height, 4 / width)
+    model.object.transmission.data = torch.polar(torch.ones_like(low), low + high + 0.1).expand(1, 2, -1, -1).clone()
+    LowPass(cutoff_invA=0.35, edge_invA=0.05).apply(model)
+    torch.testing.assert_close(model.object.transmission.detach()[0, 1], torch.polar(torch.ones_like(low), low + 0.1))
+
+
+def test_a_low_pass_does_not_mind_its_own_edge_being_hard():
+    model = noisy()
+    LowPass(cutoff_invA=0.8, edge_invA=0.0).apply(model)
+    once = model.object.transmission.detach().clone()
+    LowPass(cutoff_invA=0.8, edge_invA=0.0).apply(model)
+    torch.testing.assert_close(model.object.transmission.detach(), once)
+
+
+def test_absorption_is_in_proportion_to_the_phase():
+    model = noisy()
+    before = model.object.transmission.detach().clone()
+    Absorption(ratio=0.2).apply(model)
+    after = model.object.transmission.detach()
+    phase = torch.where(after.angle() < -torch.pi / 2, after.angle() + 2 * torch.pi, after.angle())
+    torch.testing.assert_close(after.abs(), torch.exp(-0.2 * phase))
+    Absorption(ratio=0.2).apply(model)
+    torch.testing.assert_close(model.object.transmission.detach(), after)
+    # Nothing on the line is nearer to what was found, in ln O.
+    other = torch.where(before.angle() < -torch.pi / 2, before.angle() + 2 * torch.pi, before.angle())
+    nearest = (before.abs().log() + 0.2 * phase) ** 2 + (other - phase) ** 2
+    for step in (-0.01, 0.01):
+        assert (nearest <= (before.abs().log() + 0.2 * (phase + step)) ** 2 + (other - phase - step) ** 2).all()
+
+
+def test_without_a_ratio_nothing_is_absorbed():
+    model, pure = noisy(), noisy()
+    Absorption(ratio=0.0).apply(model)
+    PurePhase().apply(pure)
+    torch.testing.assert_close(model.object.transmission.detach(), pure.object.transmission.detach())
+
+
+def test_probe_support_keeps_the_power_inside():
+    model = make(scan=(2, 2), modes=2, dtype=torch.float64)
+    before = model.probe.wave.detach().clone()
+    r = (torch.arange(model.size) - model.size // 2) * model.pixel_A
+    r = torch.hypot(r[:, None], r[None, :])
+    ProbeSupport(radius_A=2.0, edge_A=0.8).apply(model)
+    after = model.probe.wave.detach()
+    assert torch.equal(after[:, r <= 2.0], before[:, r <= 2.0])
+    assert (after[:, r >= 2.8] == 0).all() and (before[:, r >= 2.8] != 0).any()
+    between = (r > 2.0) & (r < 2.8)
+    assert (after[:, between].abs() < before[:, between].abs()).all() and (after[:, between] != 0).any()
+
+
+def aperture_power(model):
+    """Power of all modes in reciprocal space and the angle of each frequency in mrad."""
+    power = torch.fft.fft2(model.probe.wave.detach(), norm="ortho").abs().square().sum(0)
+    return power, 1e3 * model.propagator.wavelength_A * torch.hypot(model.propagator.ky, model.propagator.kx)
+
+
+def stained():
+    """A model whose probe has noise in and beyond its aperture of 25 mrad."""
+    model = make(scan=(2, 2), modes=2, dtype=torch.float64)
+    noise = torch.randn(model.probe.wave.shape, dtype=torch.complex128, generator=torch.Generator().manual_seed(2))
+    model.probe.wave.data += 2 * noise
+    return model
+
+
+def test_nothing_comes_from_beyond_the_aperture():
+    model = stained()
+    before, angle = aperture_power(model)
+    ProbeAperture(semiangle_mrad=25.0, edge_mrad=4.0).apply(model)
+    after, _ = aperture_power(model)
+    torch.testing.assert_close(after[angle < 27], before[angle < 27])
+    assert after[angle > 31].max() < 1e-12 < before[angle > 31].min()
+
+
+def test_a_flat_aperture_keeps_power_and_phase():
+    model = stained()
+    ProbeAperture(semiangle_mrad=25.0).apply(model)
+    phase = torch.fft.fft2(model.probe.wave.detach()).angle()
+    total = model.probe.power().sum()
+    half = model.probe.wave.detach().clone()
+    ProbeAperture(semiangle_mrad=25.0, flat=1.0).apply(model)
+    power, angle = aperture_power(model)
+    inside = angle < 22.5
+    assert power[inside].std() < 1e-6 * power[inside].mean() and power[angle > 29].max() < 1e-9 * power.max()
+    assert model.probe.power().sum().item() == pytest.approx(total.item(), rel=5e-3)  # without the noise in the soft edge
+    torch.testing.assert_close(torch.fft.fft2(model.probe.wave.detach()).angle()[:, inside], phase[:, inside])
+    model.probe.wave.data = half
+    spread = aperture_power(model)[0][inside].std()
+    ProbeAperture(semiangle_mrad=25.0, flat=0.5).apply(model)
+    assert aperture_power(model)[0][inside].std() < 0.7 * spread
+
+
+def test_they_act_in_the_order_in_which_they_stand():
+    seen = []
+
+    class Watch(PurePhase):
+        def apply(self, model):
+            seen.append(self)
+
+    first, second = Watch(every=2), Watch()
+    Constraints(orthogonal_modes=second, pure_phase=first).apply(noisy(), 1)
+    Constraints(orthogonal_modes=second, pure_phase=first).apply(noisy(), 2)
+    assert seen == [first, second, second]
