@@ -8,30 +8,33 @@ slices of one atomic plane.
 from __future__ import annotations
 
 import math
-import os
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from pathlib import Path
+from types import MappingProxyType
+from typing import Any
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from torch import Tensor
 
 from ptycho.aberrations import parse_aberrations
+from ptycho.data import Dataset4D
 from ptycho.detector import Detector
-from ptycho.errors import OutputError, RecipeError
+from ptycho.errors import RecipeError
 from ptycho.geometry import raster_positions_A, wavelength_A
-from ptycho.io import write_empad, write_hdf5
-from ptycho.io.empad import typical_adu_per_electron
+from ptycho.io import read
+from ptycho.metrics import Agreement, compare_with_truth
 from ptycho.model import Positions, Ptychography
 from ptycho.multislice import Object
-from ptycho.optics import probe_wave
-from ptycho.probe import Probe
+from ptycho.optics import probe_wave, shift_ramps
+from ptycho.probe import Probe, orthogonalise
 from ptycho.propagator import Propagator
-from ptycho.specimen import MONOLAYERS, STRONTIUM_TITANATE_A, monolayer, phase_slices, strontium_titanate
+from ptycho.result import Result
+from ptycho.specimen import MFI_CELL_A, MONOLAYERS, STRONTIUM_TITANATE_A, mfi, monolayer, phase_slices, strontium_titanate
 
 #: What ``Simulation.specimen`` may be.
-SPECIMENS = (*MONOLAYERS, "SrTiO3", "vacuum")
+SPECIMENS = (*MONOLAYERS, "SrTiO3", "MFI", "vacuum")
 
 #: Called with (patterns done, patterns in all).
 Progress = Callable[[int, int], None]
@@ -42,18 +45,21 @@ _BATCH = 4
 _OVERSAMPLE = 2
 #: Highest simulated over highest detected frequency: two thirds of it, which pass the propagator, reach beyond the detector's edge.
 _BAND = 1.75
-#: A slice of the reconstruction that the recipe proposes; much thinner ones cannot be told apart at usual angles and doses.
-_RECONSTRUCTION_SLICE_A = 20.0
+#: Points per axis at which the source is sampled, and the share of the electrons that its weakest modes may lose.
+_SOURCE_POINTS, _SOURCE_LOSS = 7, 1e-4
 
 
 @dataclass(frozen=True)
 class Simulation:
     """Everything that decides a simulated data set; the defaults are a WS2 monolayer with vacancies, seen in about ten seconds.
 
-    ``specimen`` is one of ``SPECIMENS``; ``vacancy_fraction`` holds for the monolayers, ``thickness_A`` for SrTiO3. ``defocus_A`` is
+    ``specimen`` is one of ``SPECIMENS``; ``vacancy_fraction`` holds for the monolayers, ``thickness_A`` for the crystals. ``defocus_A`` is
     counted from the entrance surface, positive for underfocus; the beam's width on the specimen, 2 defocus tan(semiangle), should be
-    about 0.6 of 1 / ``pixel_invA``. ``slice_thickness_A`` None: one slice for each atomic plane. ``tilt_mrad`` (y, x) leans the
-    atomic columns. ``read_noise_electrons`` is the rms of a pixel, 0.007 for the EMPAD. Raises RecipeError for values that do not fit.
+    about 0.6 of 1 / ``pixel_invA``. ``aberrations`` are the others, named as in a recipe. ``source_A`` is the rms radius along one axis
+    of a Gaussian source, as seen on the specimen. The probe misses the raster by ``jitter_A`` (rms along one axis) at random and by
+    ``drift_A`` (y, x) from the first position to the last. ``slice_thickness_A`` None: one slice for each atomic plane. ``tilt_mrad``
+    (y, x) leans the atomic columns. ``read_noise_electrons`` is the rms of a pixel, 0.007 for the EMPAD. Raises RecipeError for values
+    that do not fit.
     """
 
     specimen: str = "WS2"
@@ -63,6 +69,10 @@ class Simulation:
     voltage_kV: float = 80.0
     semiangle_mrad: float = 24.9
     defocus_A: float = 350.0
+    aberrations: Mapping[str, float] = field(default_factory=lambda: MappingProxyType({}))
+    source_A: float = 0.0
+    jitter_A: float = 0.0
+    drift_A: tuple[float, float] = (0.0, 0.0)
     pattern_px: int = 128
     pixel_invA: float = 1 / 30
     dose_e_per_A2: float = 2e4
@@ -79,15 +89,17 @@ class Simulation:
             raise RecipeError(f"specimen = {self.specimen!r}: unknown; known are {', '.join(SPECIMENS)}")
         positive = ("step_A", "voltage_kV", "semiangle_mrad", "pixel_invA", "dose_e_per_A2", "thickness_A")
         self._check(positive, lambda value: value > 0, "a number of more than 0 is needed")
-        self._check(("read_noise_electrons", "rms_displacement_A"), lambda value: value >= 0, "0 or more is needed")
+        self._check(("read_noise_electrons", "rms_displacement_A", "source_A", "jitter_A"), lambda value: value >= 0, "0 or more is needed")
         self._check(("defocus_A", "rotation_deg"), lambda value: True, "a finite number is needed")
         self._check(("vacancy_fraction",), lambda value: 0 <= value < 1, "a number from 0 to less than 1 is needed")
         if self.slice_thickness_A is not None:
             self._check(("slice_thickness_A",), lambda value: value > 0, "a length in Å of more than 0, or none, is needed")
         if self.pattern_px < 2 or self.pattern_px % 2:
             raise RecipeError(f"pattern_px = {self.pattern_px!r}: an even number of pixels is needed")
-        if not np.isfinite(self.tilt_mrad).all() or len(self.tilt_mrad) != 2:
-            raise RecipeError(f"tilt_mrad = {self.tilt_mrad!r}: two numbers in mrad, (y, x), are needed")
+        for name, pair in (("tilt_mrad", self.tilt_mrad), ("drift_A", self.drift_A)):
+            if not np.isfinite(pair).all() or len(pair) != 2:
+                raise RecipeError(f"{name} = {pair!r}: two numbers in {name.rpartition('_')[2].replace('A', 'Å')}, (y, x), are needed")
+        parse_aberrations({**self.aberrations, "defocus_A": self.defocus_A})
         if len(self.scan_shape) != 2 or min(self.scan_shape) < 1:
             raise RecipeError(f"scan_shape = {self.scan_shape!r}: two whole numbers of at least 1, (slow, fast), are needed")
         self._check_window()
@@ -116,9 +128,17 @@ class Simulation:
         return self.dose_e_per_A2 * self.step_A**2
 
     @property
-    def positions_A(self) -> NDArray[np.float64]:
-        """Probe centres (N, 2) = (y, x) in Å from the centre of the scan."""
+    def raster_A(self) -> NDArray[np.float64]:
+        """Where the probe should be, (N, 2) = (y, x) in Å from the centre of the scan."""
         return raster_positions_A(self.scan_shape, (self.step_A, self.step_A), self.rotation_deg)
+
+    @property
+    def positions_A(self) -> NDArray[np.float64]:
+        """Where the probe is, (N, 2) = (y, x) in Å from the centre of the scan: the raster and its errors, which have no mean."""
+        raster = self.raster_A
+        errors = np.random.default_rng([self.seed, 2]).standard_normal(raster.shape) * self.jitter_A
+        errors += np.linspace(-0.5, 0.5, len(raster))[:, None] * self.drift_A
+        return raster + errors - errors.mean(0)
 
     @property
     def fine_size(self) -> int:
@@ -136,7 +156,7 @@ class Simulated:
     """``patterns`` float32 (slow, fast, ky, kx), electrons as read out, zero frequency in the centre; and the truth behind them.
 
     ``truth_phase`` float32 (y, x) is the projected phase in rad, its middle (pixel ``shape // 2``) the centre of the scan;
-    ``positions_A`` (N, 2) are the probe centres (y, x) in Å from there; ``thickness_A`` is the specimen's.
+    ``positions_A`` (N, 2) are the true probe centres (y, x) in Å from there; ``thickness_A`` is the specimen's.
     """
 
     simulation: Simulation
@@ -145,6 +165,20 @@ class Simulated:
     truth_pixel_A: float
     positions_A: NDArray[np.float64] = field(repr=False)
     thickness_A: float
+
+    def dataset(self, **changes: Any) -> Dataset4D:
+        """As :func:`ptycho.read` would give it, without a file: patterns in electrons, nominal values. ``changes`` are its arguments."""
+        s = self.simulation
+        names = ("voltage_kV", "semiangle_mrad", "defocus_A", "aberrations", "step_A", "rotation_deg", "pixel_invA")
+        known = {name: getattr(s, name) for name in names} | {"adu_per_electron": 1.0, "centre": "none"}
+        return read(self.patterns, **{**known, **changes})
+
+    def compare(self, result: Result, cutoff_invA: float | None = None, margin_A: float | None = None) -> Agreement:
+        """The summed phase of a reconstruction against the truth, see :func:`ptycho.metrics.compare_with_truth`."""
+        low, high = result.positions_A.min(0), result.positions_A.max(0)
+        (y, x), (height, width) = (low + high) / 2, high - low
+        phase = result.phase.sum(0)
+        return compare_with_truth(phase, result.pixel_A, self.truth_phase, self.truth_pixel_A, (y, x), (height, width), cutoff_invA, margin_A)
 
 
 def simulate(simulation: Simulation, progress: Progress | None = None, atoms: NDArray[np.float64] | None = None) -> Simulated:
@@ -177,13 +211,13 @@ def forward_model(
     thickness = np.diff(edges)
     wavelength = wavelength_A(simulation.voltage_kV)
     # A slice acts in its middle, half a slice below the entrance surface: there the underfocus is that much smaller.
-    terms = parse_aberrations({"defocus_A": simulation.defocus_A - thickness[0] / 2})
+    terms = parse_aberrations({**simulation.aberrations, "defocus_A": simulation.defocus_A - thickness[0] / 2})
     # The aperture's edge is one detector pixel wide: a sharper one falls between the samples of a pixel and the electrons do not add up.
     wave = probe_wave(size, pixel_A, wavelength, simulation.semiangle_mrad, terms, _OVERSAMPLE) * math.sqrt(simulation.electrons_per_pattern)
     tilt = torch.tensor([simulation.tilt_mrad], dtype=torch.float32) * 1e-3
     model = Ptychography(
         Object(transmission),
-        Probe(wave[None].to(torch.complex64), pixel_A, wavelength),
+        Probe(_source_modes(wave, simulation.source_A / pixel_A).to(torch.complex64), pixel_A, wavelength),
         Propagator(size, pixel_A, wavelength, torch.tensor(thickness, dtype=torch.float32), tilt),
         Positions(torch.tensor(positions / pixel_A + [height // 2, width // 2], dtype=torch.float32)),
         Detector(size, torch.ones(simulation.pattern_px, simulation.pattern_px), oversample=_OVERSAMPLE),
@@ -204,12 +238,33 @@ def expected_patterns(model: Ptychography, progress: Progress | None = None) -> 
     return patterns
 
 
+def _source_modes(wave: Tensor, sigma_px: float) -> Tensor:
+    """The probe (y, x) of a Gaussian source as orthogonal modes (modes, y, x), the strongest first, of the same power.
+
+    The intensity is the integral over probes shifted by r with the weight exp(-r^2 / 2 sigma^2): Gauss-Hermite quadrature on each axis.
+    """
+    if sigma_px == 0:
+        return wave[None]
+    nodes, weights = (torch.from_numpy(a) for a in np.polynomial.hermite_e.hermegauss(_SOURCE_POINTS))
+    shifts = torch.cartesian_prod(nodes, nodes) * sigma_px
+    ramp_y, ramp_x = shift_ramps(shifts, wave.shape[-1])
+    share = torch.cartesian_prod(weights, weights).prod(-1) / weights.sum() ** 2
+    modes = orthogonalise(torch.fft.ifft2(torch.fft.fft2(wave) * ramp_y * ramp_x) * share.sqrt()[:, None, None])
+    power = torch.linalg.vector_norm(modes, dim=(-2, -1)) ** 2
+    kept = int((power.cumsum(0) < (1 - _SOURCE_LOSS) * power.sum()).sum()) + 1
+    return modes[:kept] * torch.sqrt(power.sum() / power[:kept].sum())
+
+
 def _specimen(simulation: Simulation, field_A: float, atoms: NDArray[np.float64] | None) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
     """Atoms (N, 4) over the field and the edges of equal slices, (slices + 1,), about as thick as wanted."""
     if atoms is not None:
         spacing, thickness = 2.0, float(atoms[:, 1].max(initial=0.0)) + 1.0
     elif simulation.specimen == "vacuum":
         return np.empty((0, 4)), np.zeros(2)
+    elif simulation.specimen == "MFI":
+        # Planes that are not alike: slices a tenth of the cell thick, and whole cells.
+        atoms, spacing = mfi(field_A, simulation.thickness_A), MFI_CELL_A[1] / 10
+        thickness = MFI_CELL_A[1] * max(1, round(simulation.thickness_A / MFI_CELL_A[1]))
     else:
         if simulation.specimen == "SrTiO3":
             atoms, spacing = strontium_titanate(field_A, simulation.thickness_A), STRONTIUM_TITANATE_A / 2
@@ -220,79 +275,3 @@ def _specimen(simulation: Simulation, field_A: float, atoms: NDArray[np.float64]
         thickness = float(atoms[:, 1].max()) + spacing / 2
     slices = max(1, round(thickness / (simulation.slice_thickness_A or spacing)))
     return atoms, np.linspace(0, thickness, slices + 1)
-
-
-def write_simulation(simulated: Simulated, directory: str | os.PathLike[str], format: str = "empad") -> Path:
-    """Write the patterns, ``truth.npz`` (phase (1, y, x) in rad, sampling_A) and a ``recipe.toml`` that reconstructs them.
-
-    ``format`` "empad": ``scan_x{fast}_y{slow}.raw`` with its ``.xml``, 148 ADU per electron at 80 kV; "hdf5": ``data.h5`` in electrons. Returns
-    the path of the recipe. Raises RecipeError for an unknown format or patterns that an EMPAD cannot have, OutputError when the
-    files cannot be written.
-    """
-    s = simulated.simulation
-    folder = Path(directory)
-    if format not in ("empad", "hdf5"):
-        raise RecipeError(f"format = {format!r}: unknown; known are empad, hdf5")
-    if format == "empad" and s.pattern_px != 128:
-        raise RecipeError(f"pattern_px = {s.pattern_px}: an EMPAD has 128 x 128 pixels; use format = \"hdf5\" or pattern_px = 128")
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        if format == "empad":
-            path = write_empad(
-                folder / f"scan_x{s.scan_shape[1]}_y{s.scan_shape[0]}.raw",
-                simulated.patterns,
-                adu_per_electron=typical_adu_per_electron(s.voltage_kV),
-                voltage_kV=s.voltage_kV,
-                step_A=s.step_A,
-                rotation_deg=s.rotation_deg,
-            )
-        else:
-            names = ("voltage_kV", "semiangle_mrad", "defocus_A", "step_A", "rotation_deg", "pixel_invA")
-            path = write_hdf5(folder / "data.h5", simulated.patterns, {name: getattr(s, name) for name in names})
-        np.savez_compressed(folder / "truth.npz", phase=simulated.truth_phase[None], sampling_A=simulated.truth_pixel_A)
-        recipe = folder / "recipe.toml"
-        recipe.write_text(_recipe(simulated, path.name, format), encoding="utf-8")
-    except OSError as error:
-        raise OutputError(f"{folder}: cannot be written ({error.strerror or error})") from None
-    return recipe
-
-
-def _recipe(simulated: Simulated, file_name: str, format: str) -> str:
-    s = simulated.simulation
-    slices = max(1, round(simulated.thickness_A / _RECONSTRUCTION_SLICE_A))
-    slice_thickness = f"\nslice_thickness_A = {simulated.thickness_A / slices:g}" if slices > 1 else ""
-    stored = {
-        "empad": f"flip_rows = true  # the EMPAD stores its rows upside down\nadu_per_electron = {typical_adu_per_electron(s.voltage_kV):.8g}",
-        "hdf5": "flip_rows = false\nadu_per_electron = 1  # already electrons",
-    }[format]
-    return f"""\
-# Simulated 4D-STEM: {s.specimen}, {s.dose_e_per_A2:g} electrons per Å². Run it with: ptycho reconstruct recipe.toml
-# truth.npz beside it holds the phase that should come out.
-
-# The measured patterns, and what turns the stored numbers into electrons. The path is relative to this file.
-[data]
-path = "{file_name}"
-{stored}
-
-# The illumination. Positive defocus is underfocus: the beam comes to its focus behind the specimen.
-[microscope]
-voltage_kV = {s.voltage_kV:g}
-semiangle_mrad = {s.semiangle_mrad:g}
-defocus_A = {s.defocus_A:g}
-
-# Where the probe stood: a raster, slow axis (y) first; the rotation is that of the scan relative to the detector.
-[scan]
-shape = [{s.scan_shape[0]}, {s.scan_shape[1]}]
-step_A = {s.step_A:g}
-rotation_deg = {s.rotation_deg:g}
-
-# The size of a detector pixel in reciprocal space. Its inverse, {1 / s.pixel_invA:.3g} Å, is the window that must hold the probe.
-[detector]
-pixel_invA = {s.pixel_invA:.8g}
-
-# What is sought: incoherent modes of the probe, and the specimen as slices along the beam.
-[model]
-probe_modes = 1
-slices = {slices}{slice_thickness}
-seed = {s.seed}
-"""

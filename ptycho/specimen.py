@@ -54,6 +54,27 @@ STRONTIUM_TITANATE_A = 3.905
 #: Z -> Debye-Waller B in Å² at room temperature; mean square displacement along one axis = B / (8 pi²).
 _STRONTIUM_TITANATE_B_A2 = {38: 0.60, 22: 0.45, 8: 0.80}
 
+#: Lengths a, b, c of the cell of MFI (silicalite-1, ZSM-5) in Å, and Z -> fractions (x, y, z) of its 12 T and 26 O sites, Pnma:
+#: van Koningsveld, van Bekkum & Jansen, Acta Cryst. B 43 (1987) 127.
+MFI_CELL_A = (20.022, 19.899, 13.383)
+_MFI_SITES: Mapping[int, Sequence[tuple[float, float, float]]] = {
+    14: ((0.42238, 0.0565, -0.33598), (0.30716, 0.02772, -0.1893), (0.27911, 0.06127, 0.0312), (0.12215, 0.06298, 0.0267),
+         (0.07128, 0.02722, -0.18551), (0.18641, 0.05896, -0.32818), (0.42265, -0.1725, -0.32718), (0.30778, -0.13016, -0.18548),
+         (0.27554, -0.17279, 0.03109), (0.12058, -0.1731, 0.02979), (0.07044, -0.13037, -0.182), (0.18706, -0.17327, -0.31933)),
+    8: ((0.3726, 0.0534, -0.2442), (0.3084, 0.0587, -0.0789), (0.2007, 0.0592, 0.0289), (0.0969, 0.0611, -0.0856),
+         (0.1149, 0.0541, -0.2763), (0.2435, 0.0553, -0.246), (0.3742, -0.1561, -0.2372), (0.3085, -0.1552, -0.0728),
+         (0.198, -0.1554, 0.0288), (0.091, -0.1614, -0.0777), (0.1169, -0.1578, -0.2694), (0.2448, -0.1594, -0.2422),
+         (0.3047, -0.051, -0.1866), (0.0768, -0.0519, -0.1769), (0.4161, 0.1276, -0.3896), (0.4086, -0.0017, -0.4136),
+         (0.402, -0.1314, -0.4239), (0.1886, 0.1298, -0.3836), (0.194, 0.0007, -0.4082), (0.1951, -0.1291, -0.419),
+         (-0.0037, 0.0502, -0.208), (-0.004, -0.1528, -0.2078), (0.4192, -0.25, -0.354), (0.1884, -0.25, -0.3538),
+         (0.2883, -0.25, 0.0579), (0.1085, -0.25, 0.0611)),
+}  # fmt: skip
+#: The eight operations of Pnma as signs and shifts of (x, y, z): International Tables for Crystallography A, no. 62.
+_PNMA = (
+    ((1, 1, 1), (0, 0, 0)), ((-1, -1, 1), (0.5, 0, 0.5)), ((-1, 1, -1), (0, 0.5, 0)), ((1, -1, -1), (0.5, 0.5, 0.5)),
+    ((-1, -1, -1), (0, 0, 0)), ((1, 1, -1), (0.5, 0, 0.5)), ((1, -1, 1), (0, 0.5, 0)), ((-1, 1, 1), (0.5, 0.5, 0.5)),
+)  # fmt: skip
+
 
 def scattering_factor_A(atomic_number: int, k_invA: NDArray[np.float64]) -> NDArray[np.float64]:
     """Elastic electron scattering factor f_e(k) in Å of a neutral atom at rest mass, first Born approximation; k in Å⁻¹ (cycles).
@@ -115,6 +136,61 @@ def strontium_titanate(field_A: float, thickness_A: float, seed: int | None = No
         mean_square = np.array([_STRONTIUM_TITANATE_B_A2[int(z)] for z in atoms[:, 0]]) / (8 * np.pi**2)
         atoms[:, 1:] += np.random.default_rng([seed, 0]).normal(size=(len(atoms), 3)) * np.sqrt(mean_square)[:, None]
     return atoms
+
+
+def twisted_bilayer(kind: str, field_A: float, twist_deg: float, gap_A: float = 3.0) -> NDArray[np.float64]:
+    """Atoms (N, 4) = (Z, z, y, x) in Å of two monolayers (see :func:`monolayer`), ``gap_A`` between their nearest planes.
+
+    The lower one is turned by ``twist_deg`` about (0, 0), x axis towards y axis. Both cover a disk as wide as the field's diagonal.
+    Raises RecipeError for an unknown kind.
+    """
+    upper = monolayer(kind, field_A * np.sqrt(2))
+    lower = upper.copy()
+    lower[:, 1] += np.ptp(upper[:, 1]) + gap_A
+    cosine, sine = np.cos(np.deg2rad(twist_deg)), np.sin(np.deg2rad(twist_deg))
+    lower[:, 2:] = upper[:, 2:] @ np.array([[cosine, -sine], [sine, cosine]])
+    return np.concatenate([upper, lower])
+
+
+def mfi(field_A: float, thickness_A: float) -> NDArray[np.float64]:
+    """Atoms (N, 4) = (Z, z, y, x) in Å of the zeolite MFI (ZSM-5 without aluminium) along [010], its straight channels along the beam.
+
+    Whole cells of 19.9 Å nearest to ``thickness_A``, z from 0; y is c, x is a; at least as wide as the field. Raises RecipeError.
+    """
+    if not thickness_A > 0:
+        raise RecipeError(f"thickness_A = {thickness_A!r}: a length in Å of more than 0 is needed")
+    a, b, c = MFI_CELL_A
+    cell = mfi_cell()
+    layers = []
+    for z, x_fraction, y_fraction, z_fraction in cell:
+        for number in range(max(1, round(thickness_A / b))):
+            layers.append(_plane(int(z), (number + y_fraction) * b, np.array([[z_fraction, x_fraction]]), (c, a), field_A / 2 + 1.0))
+    return np.concatenate(layers)
+
+
+def mfi_cell() -> NDArray[np.float64]:
+    """Atoms (288, 4) = (Z, x, y, z) of a cell of MFI, in fractions from 0 to 1 of a, b and c: 96 Si and 192 O."""
+    found = []
+    for atomic_number, sites in _MFI_SITES.items():
+        images = np.concatenate([np.array(signs) * sites + shift for signs, shift in _PNMA])
+        # A site on a mirror is its own image. Rounding takes out the last digit's difference; % 1 must not leave a 1.
+        images = np.unique(np.round(images % 1, 6) % 1, axis=0)
+        found.append(np.column_stack([np.full(len(images), atomic_number), images]))
+    return np.concatenate(found)
+
+
+def substitute(atoms: NDArray[np.float64], place_A: tuple[float, float, float], atomic_number: int) -> NDArray[np.float64]:
+    """The same atoms (N, 4), the one nearest to ``place_A`` = (z, y, x) replaced by another element: a dopant in a column."""
+    changed = atoms.copy()
+    changed[np.linalg.norm(atoms[:, 1:] - place_A, axis=1).argmin(), 0] = atomic_number
+    return changed
+
+
+def leaning(atoms: NDArray[np.float64], tilt_mrad: tuple[float, float]) -> NDArray[np.float64]:
+    """The same atoms (N, 4) in a specimen tilted by (y, x): each moves by z tan(tilt), as columns seen from a slanting beam do."""
+    moved = atoms.copy()
+    moved[:, 2:] += atoms[:, 1:2] * np.tan(np.array(tilt_mrad) * 1e-3)
+    return moved
 
 
 def _plane(atomic_number: int, z_A: float, basis: NDArray[np.float64], cell_A: tuple[float, float], reach_A: float) -> NDArray[np.float64]:

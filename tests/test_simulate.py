@@ -17,7 +17,8 @@ from ptycho.aberrations import parse_aberrations
 from ptycho.errors import RecipeError
 from ptycho.geometry import interaction_parameter, wavelength_A
 from ptycho.optics import frequency_grid, probe_wave, propagation_phase
-from ptycho.simulate import Simulation, expected_patterns, forward_model, simulate, write_simulation
+from ptycho.simulate import Simulation, expected_patterns, forward_model, simulate
+from ptycho.simulated_files import write_simulation
 from ptycho.specimen import SCATTERING_FACTORS, monolayer, phase_slices, scattering_factor_A, strontium_titanate
 
 #: f_e in Å at k = 0, 0.25, 0.5, 1, 2, 3 1/Å from another fit to other atoms: Kirkland, Advanced Computing in Electron Microscopy, App. C.
