@@ -4,10 +4,12 @@ import math
 
 import pytest
 import torch
-from small import counts_of, make
+from small import counts_of, empty, make, solve
 
 from ptycho.constraint import CentreProbe, Constraints, ObjectScale, PhaseRamp, ProbePower
 from ptycho.errors import RecipeError
+from ptycho.solvers import EPIE, Gradient
+from ptycho.solvers.base import Updates
 
 
 def compact(slices=3, corrected=True, **options):
@@ -96,3 +98,15 @@ def test_scale_goes_to_the_probe_and_the_patterns_stay():
 def test_two_that_decide_about_one_thing_are_refused():
     with pytest.raises(RecipeError, match="leave one of them out"):
         Constraints(object_scale=ObjectScale(), probe_power=ProbePower())
+
+
+@pytest.mark.parametrize("solver", [Gradient, EPIE])
+def test_a_run_converges_as_fast_with_them(solver):
+    truth = make(scan=(8, 8), electrons=2e4, strength=0.6)
+    counts, r = counts_of(truth), torch.arange(32.0) - 16
+    found = []
+    for gauges in ({}, {"object_scale": ObjectScale(), "phase_ramp": PhaseRamp(), "centre_probe": CentreProbe()}):
+        model = empty(truth)
+        model.probe.wave.data = torch.roll(model.probe.wave.data * torch.exp(0.1j * (r[:, None] - r)), 1, -1)
+        found.append(solve(solver(epochs=8, loss="amplitude", update=Updates(probe=1), constraints=Constraints(**gauges)), model, counts)[-1])
+    assert found[1] < 1.1 * found[0]

@@ -27,6 +27,8 @@ from ptycho.model import Ptychography
 _ITERATIONS = 30
 #: Pixels with less than this share of the greatest illumination count as lit by it: there the prior alone decides anyway.
 _LEAST_LIGHT = 1e-3
+#: Rows at a time for the variation along the beam.
+_ROWS = 16
 
 
 @dataclass(frozen=True)
@@ -55,13 +57,17 @@ class TotalVariation(_Gradients):
     def apply(self, model: Ptychography) -> None:
         """Across the beam first, then along it."""
         transmission = model.object.transmission.data
-        field, light = logarithm(transmission), _light(model)
+        field, light = torch.view_as_real(logarithm(transmission)).movedim(-1, 0).contiguous(), _light(model)
         if self.xy_rad_per_A > 0:
-            field = least_variation(field, light, model.pixel_A / self.xy_rad_per_A, (-2, -1))
+            # A slice at a time stays in the processor's cache.
+            for slice_ in field.unbind(2):
+                slice_.copy_(least_variation(slice_, light[:, 0], model.pixel_A / self.xy_rad_per_A, (-2, -1)))
         if self.z_rad_per_A2 > 0 and transmission.shape[1] > 1:
             thickness = model.propagator.thickness_A.detach()[:, None, None]
-            field = thickness * least_variation(field / thickness, light * thickness**2, model.pixel_A**2 / self.z_rad_per_A2, (-3,))
-        transmission.copy_(torch.exp(field))
+            for rows, lit in zip(field.split(_ROWS, -2), light.split(_ROWS, -2), strict=True):
+                density = least_variation(rows / thickness, lit * thickness**2, model.pixel_A**2 / self.z_rad_per_A2, (-3,))
+                rows.copy_(thickness * density)
+        transmission.copy_(torch.polar(torch.exp(field[0]), field[1]))
 
 
 @dataclass(frozen=True)
@@ -120,37 +126,47 @@ class Sparsity(Constraint):
 def least_variation(found: Tensor, weight: Tensor, cost: float, axes: tuple[int, ...]) -> Tensor:
     """Minimum u of sum ``weight`` |u - found|^2 + ``cost`` sum |D u|, with D the differences of neighbours along ``axes``; open ends.
 
-    Projected gradient on the dual (Chambolle, J. Math. Imaging Vis. 20 (2004) 89), accelerated (Beck & Teboulle, IEEE Trans. Image Process. 18
-    (2009) 2419), each pixel with the step that its own weight allows (Pock & Chambolle, ICCV 2011, 1762). ``found`` may be complex: its parts
-    then have their edges in common. ``weight`` broadcasts to its shape.
+    ``found`` (parts, ...) is real; its parts have their edges in common: |D u|^2 is summed over ``axes`` and parts. ``weight`` broadcasts to
+    one part. Projected gradient on the dual (Chambolle, J. Math. Imaging Vis. 20 (2004) 89), accelerated (Beck & Teboulle, IEEE Trans. Image
+    Process. 18 (2009) 2419), each pixel with the step that its own weight allows (Pock & Chambolle, ICCV 2011, 1762).
     """
-    half = 0.5 / weight.expand(found.shape)
+    half = (0.5 / weight).expand(found.shape[1:])
     # Each pixel takes part in 2 differences per axis; the step is the reciprocal of the greatest row sum of D (1 / 2 weight) D^T.
-    step = 1 / (4 * len(axes) * torch.stack([half, *(torch.maximum(half, half + _difference(half, axis)) for axis in axes)]).amax(0))
+    greatest = half.clone()
+    for axis in axes:
+        torch.maximum(_but_last(greatest, axis), _but_first(half, axis), out=_but_last(greatest, axis))
+    step = 1 / (4 * len(axes) * greatest)
     dual = [torch.zeros_like(found) for _ in axes]
-    ahead, momentum = dual, 1.0
+    ahead, momentum = [p.clone() for p in dual], 1.0
     for _ in range(_ITERATIONS):
-        u = found - half * _divergence(ahead, axes)
-        moved = [p + step * _difference(u, axis) for p, axis in zip(ahead, axes, strict=True)]
-        length = torch.sqrt(sum((m.abs().square() for m in moved), torch.zeros_like(half)))
-        scale = cost / length.clamp_min(cost)
-        previous, dual = dual, [m * scale for m in moved]
+        u = _primal(found, half, ahead, axes)
+        for p, axis in zip(ahead, axes, strict=True):
+            _but_last(p, axis).addcmul_(_but_last(step, axis), torch.diff(u, dim=axis))
+        length = torch.stack([p.square().sum(0) for p in ahead]).sum(0).sqrt_()
+        scale = cost / length.clamp_min_(cost)
         before, momentum = momentum, (1 + math.sqrt(1 + 4 * momentum**2)) / 2
-        ahead = [p + (before - 1) / momentum * (p - q) for p, q in zip(dual, previous, strict=True)]
-    return found - half * _divergence(dual, axes)
+        for p, previous in zip(ahead, dual, strict=True):
+            p.mul_(scale)
+            # The one becomes p + (before - 1) / momentum (p - previous), the other p.
+            previous.sub_(p).mul_((1 - before) / momentum).add_(p)
+        ahead, dual = dual, ahead
+    return _primal(found, half, dual, axes)
 
 
-def _difference(field: Tensor, axis: int) -> Tensor:
-    """To the next neighbour, zero at the end."""
-    return torch.diff(field, dim=axis, append=field.narrow(axis, -1, 1))
-
-
-def _divergence(dual: list[Tensor], axes: tuple[int, ...]) -> Tensor:
-    """The transpose of :func:`_difference` along all axes; the last value of ``dual`` along its axis is zero."""
-    total = torch.zeros_like(dual[0])
+def _primal(found: Tensor, half: Tensor, dual: list[Tensor], axes: tuple[int, ...]) -> Tensor:
+    """u = found - D^T dual / (2 weight); the last value of each dual along its axis is zero."""
+    total = torch.stack(dual).sum(0)
     for p, axis in zip(dual, axes, strict=True):
-        total -= torch.diff(p, dim=axis, prepend=torch.zeros_like(p.narrow(axis, 0, 1)))
-    return total
+        _but_first(total, axis).sub_(_but_last(p, axis))
+    return torch.addcmul(found, half, total)
+
+
+def _but_first(field: Tensor, axis: int) -> Tensor:
+    return field.narrow(axis, 1, field.shape[axis] - 1)
+
+
+def _but_last(field: Tensor, axis: int) -> Tensor:
+    return field.narrow(axis, 0, field.shape[axis] - 1)
 
 
 def _light(model: Ptychography) -> Tensor:
