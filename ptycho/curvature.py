@@ -98,7 +98,7 @@ class Curvature:
         return [(i, j) for i in range(n) for j in range(i, n)] if self.exact else []
 
     def _spectra(self, directions: Sequence[Direction]) -> Tensor:
-        """The probe's spectrum and its derivatives, (1 + n + pairs, modes, y, x)."""
+        """The probe's spectrum and its derivatives, (1 + n + pairs, modes x source modes, y, x)."""
         probe, n = self.model.probe, len(directions)
         zero = torch.zeros_like(probe.wave)
         waves = [torch.fft.fft2(wave, norm="ortho") for wave in (probe.wave, *(zero if d.probe is None else d.probe for d in directions))]

@@ -22,14 +22,14 @@ from ptycho.data import Dataset4D
 from ptycho.errors import RecipeError
 from ptycho.explain import sentence
 from ptycho.io import RawLayout, read
-from ptycho.solvers import EPIE, LSQML, Gradient, MixedState, Solver
+from ptycho.solvers import EPIE, LSQML, Gradient, MixedState, Polish, Solver
 from ptycho.start import ModelOptions
 
 #: A recipe is a page of text; anything larger is another kind of file.
 _MOST_BYTES = 1 << 20
 
 AnySolver = Annotated[Solver, Field(discriminator="kind")]
-_KINDS: dict[str, Any] = {"gradient": Gradient, "epie": EPIE, "mixed_state": MixedState, "lsqml": LSQML}
+_KINDS: dict[str, Any] = {"gradient": Gradient, "epie": EPIE, "mixed_state": MixedState, "lsqml": LSQML, "polish": Polish}
 Pair = tuple[float, float]
 Box = tuple[int, int, int, int]
 

@@ -171,7 +171,7 @@ def test_every_default_of_a_solver_is_written(kind: type) -> None:
         ("[data]\npath = 'a'\n[model]\nslice = 3", 'model.slice: unknown key; did you mean "slices"?'),
         ("[data]\npath = 'a'\n[solve]\nkind = 'epie'", "solve: a stage has two brackets: write [[solve]]"),
         ("[data]\npath = 'a'\n[[solve]]\nepochs = 3", "solve.0.kind: missing; allowed are"),
-        ("[data]\npath = 'a'\n[[solve]]\nkind = 'epi'", 'solve.0.kind: found "epi"; allowed are "gradient", "epie", "mixed_state", "lsqml"'),
+        ("[data]\npath = 'a'\n[[solve]]\nkind = 'epi'", 'solve.0.kind: found "epi"; allowed are "gradient", "epie", "mixed_state", "lsqml", "pol'),
         ("[data]\npath = 'a'\n[[solve]]\nkind = 'epie'\nlr = 1", "solve.0.lr: unknown key; allowed are epochs,"),
         ("[data]\npath = 'a'\n[[solve]]\nkind = 'epie'\nobject_stp = 1", 'did you mean "object_step"?'),
         ("[data]\npath = 'a'\n[[solve]]\nkind = 'epie'\nloss = 'huber'", "solve.0.loss = \"huber\": one of 'auto'"),

@@ -52,7 +52,7 @@ def reconstruct(
     slices: Annotated[int | None, typer.Option("--slices", metavar="N", help="Slices of the object along the beam.")] = None,
     slice_thickness_A: Annotated[Number, typer.Option("--slice-thickness-A", metavar="Å", help="From slice to slice.")] = None,
     epochs: Annotated[int | None, typer.Option("--epochs", metavar="N", help="Passes over the data, of the first stage.")] = None,
-    kind: Annotated[str | None, typer.Option("--solver", metavar="KIND", help="gradient, epie, mixed_state or lsqml.")] = None,
+    kind: Annotated[str | None, typer.Option("--solver", metavar="KIND", help="gradient, epie, mixed_state, lsqml, polish.")] = None,
 ) -> None:
     """Reconstruct a recipe, a data file, or the demo, and write phase.png, phase.tif and result.h5."""
     given = {
