@@ -7,7 +7,7 @@ import torch
 from small import correlation, counts_of, empty, make, solve, summed_phase
 
 from ptycho.adjoint import Likelihood, Wants
-from ptycho.constraint import Constraints, PurePhase
+from ptycho.constraint import Constraints, PositivePhase, PurePhase
 from ptycho.curvature import Curvature, Direction
 from ptycho.errors import RecipeError
 from ptycho.loss import Loss
@@ -100,6 +100,17 @@ def test_the_tangent_of_a_pure_phase_object_turns_it_only():
     across = step * transmission
     tangent = Tangent.of(Constraints(pure_phase=PurePhase()))
     torch.testing.assert_close(tangent.project(along + across, transmission), along)
+
+
+def test_inwards_keeps_what_is_positive_and_what_no_detector_sees():
+    phase = torch.tensor([[[[0.0, 0.0, 0.3, 3.5]]]], dtype=torch.float64)
+    turns = torch.tensor([[[[-1.0, 2.0, -1.0, -3.0]]]], dtype=torch.float64)
+    transmission, light = torch.polar(torch.ones_like(phase), phase), torch.ones(1, 4, dtype=torch.float64)
+    tangent = Tangent.of(Constraints(pure_phase=PurePhase(), positive_phase=PositivePhase()))
+    found = tangent.inwards(1j * turns * transmission, transmission, light)
+    mean = turns.mean()
+    expected = torch.where((phase == 0) & (turns < mean), 0, turns - mean)
+    torch.testing.assert_close((found / (1j * transmission)).real, expected)
 
 
 @pytest.mark.parametrize(

@@ -47,7 +47,9 @@ class Tangent:
         turn = _turn(self.project(direction, transmission), transmission)
         direction.sub_(transmission * (turn * (light / light.sum())).sum((-2, -1), keepdim=True))
         if self.positive_phase:
-            direction.mul_((transmission.imag > 0) | (_turn(direction, transmission).imag >= 0))
+            # Beyond -pi/2 it is a phase of more than pi, wrapped.
+            above = (transmission.imag > 0) | (transmission.real < 0)
+            direction.mul_(above | (_turn(direction, transmission).imag >= 0))
         return direction
 
     def retract(self, transmission: Tensor) -> None:
