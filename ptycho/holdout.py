@@ -75,6 +75,12 @@ def hold_out(positions: NDArray[np.floating], diameter: float, seed: int = 0) ->
     return Split(np.flatnonzero(~taken), np.flatnonzero(held))
 
 
+def illuminated_diameter(intensity: NDArray[np.floating]) -> float:
+    """Diameter in pixels of the disk that is as wide as ``intensity`` (y, x): of area (sum I)^2 / sum I^2."""
+    area = float(intensity.sum()) ** 2 / float((intensity**2).sum())
+    return 2 * float(np.sqrt(area / np.pi))
+
+
 def _spacing(positions: NDArray[np.floating], tree: cKDTree) -> float:
     """A typical step: of the area per position, or of the neighbours on a line."""
     area = float(np.prod(np.ptp(positions, axis=0)))

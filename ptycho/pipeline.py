@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 from ptycho.data import Dataset4D
 from ptycho.errors import DivergedError, OutOfMemoryError, PtychoError, RecipeError
 from ptycho.explain import suggestion
+from ptycho.holdout import Split, hold_out, illuminated_diameter
 from ptycho.io import read
 from ptycho.io.numpy_file import load_npy
 from ptycho.io.result_file import load_result, save_result
@@ -144,20 +145,42 @@ def _solve(job: Job, recipe: Recipe, model: Ptychography, patterns: Patterns) ->
     total = sum(solver.epochs for solver in recipe.solve)
     history: list[EpochRecord] = []
     workers, began = torch.get_num_threads(), time.perf_counter()
+    split = _split(recipe, model)
     for stage, solver in enumerate(recipe.solve):
-        for epoch in solver.run(model, patterns, workers):
+        done = len(history)
+        for epoch in solver.run(model, patterns, workers, split):
             seconds, began = time.perf_counter() - began, time.perf_counter()
-            record = EpochRecord(stage, solver.kind, len(history) + 1, epoch.loss, seconds)
+            record = EpochRecord(stage, solver.kind, len(history) + 1, epoch.loss, seconds, epoch.held_out, epoch.note)
             history.append(record)
-            logger.info("epoch %d of %d: loss %.5f (deviance per pixel), %.1f s", record.epoch, total, record.loss, seconds)
+            logger.info(_line(record, total))
             if job.folder is not None:
                 job.folder.add_epoch(record)
-                job.folder.set_status("running", epoch=record.epoch, epochs=total, loss=record.loss)
+                job.folder.set_status("running", epoch=record.epoch, epochs=total, loss=record.loss, held_out=record.held_out)
             if job.progress is not None:
                 job.progress(record, total)
+        total -= solver.epochs - (len(history) - done)
     if not bool(torch.isfinite(torch.view_as_real(model.object.transmission.detach())).all()):
         raise DivergedError("the object holds numbers that are not finite; use smaller steps, check defocus, step and flips")
     return tuple(history)
+
+
+def _split(recipe: Recipe, model: Ptychography) -> Split:
+    """Patterns that judge, the same in all stages, if one of them looks at them."""
+    positions = model.positions.value_px.detach().cpu().numpy()
+    if not any(solver.stop.patience for solver in recipe.solve):
+        return Split.whole(len(positions))
+    intensity = model.probe.wave.detach().abs().square().sum(0).cpu().numpy()
+    split = hold_out(positions, illuminated_diameter(intensity), recipe.model.seed)
+    away = len(positions) - len(split.train)
+    logger.info(split.reason or f"{len(split.held)} patterns are held out to judge the others, {away} with their neighbours")
+    return split
+
+
+def _line(record: EpochRecord, total: int) -> str:
+    """An epoch in the log."""
+    held_out = "" if record.held_out is None else f", held out {record.held_out:.4f}"
+    note = f"; {record.note}" if record.note else ""
+    return f"epoch {record.epoch} of {total}: loss {record.loss:.5f} (deviance per pixel){held_out}, {record.seconds:.1f} s{note}"
 
 
 def choose_device(name: str) -> torch.device:

@@ -28,7 +28,9 @@ class EpochRecord:
     """One pass over the patterns.
 
     ``stage`` counts the recipe's stages from 0, ``kind`` is its solver, ``epoch`` counts from 1 through the whole run;
-    ``loss`` is the deviance per measured pixel, ``seconds`` the time this epoch took.
+    ``loss`` is the deviance per measured pixel, ``seconds`` the time this epoch took. ``held_out`` is the reduced Poisson deviance of
+    the patterns that were held out, 1 if only noise is left, None without any; ``note`` says what was out of the ordinary, and why a
+    stage's last epoch was its last.
     """
 
     stage: int
@@ -36,6 +38,8 @@ class EpochRecord:
     epoch: int
     loss: float
     seconds: float
+    held_out: float | None = None
+    note: str = ""
 
 
 @dataclass(frozen=True, eq=False)

@@ -145,7 +145,7 @@ def test_a_run_that_diverges(scan: Path, monkeypatch: pytest.MonkeyPatch) -> Non
     def diverge(*_: Any) -> None:
         raise DivergedError("epoch 1: the loss is nan; use smaller steps")
 
-    monkeypatch.setattr("ptycho.solvers.gradient.run", diverge)
+    monkeypatch.setattr("ptycho.solvers.base.run", diverge)
     code, _, err = run("reconstruct", scan, *GIVEN, "-o", "run")
     assert code == 7 and err.splitlines()[-1].startswith("ptycho: error: epoch 1: the loss is nan") and "Traceback" not in err
     status = json.loads(Path("run/status.json").read_text())
@@ -158,7 +158,7 @@ def test_other_failures(scan: Path, monkeypatch: pytest.MonkeyPatch, error: Exce
     def fail(*_: Any) -> None:
         raise error
 
-    monkeypatch.setattr("ptycho.solvers.gradient.run", fail)
+    monkeypatch.setattr("ptycho.solvers.base.run", fail)
     ran = run("reconstruct", scan, *GIVEN, "-o", "run")
     assert ran.code == code and said in ran.err.splitlines()[-1] and "Traceback" not in ran.err
     with pytest.raises(type(error) if code == 1 else ptycho.PtychoError):

@@ -108,4 +108,4 @@ def test_status_metrics_and_log(tmp_path: Path, logger: logging.Logger) -> None:
     assert {"pid", "host", "started", "updated", "message"} <= status.keys() and status["updated"] >= status["started"]
     lines = (folder.path / "metrics.jsonl").read_text().splitlines()
     assert [json.loads(line)["epoch"] for line in lines] == [1, 2]
-    assert json.loads(lines[0]) == {"stage": 0, "kind": "epie", "epoch": 1, "loss": 0.5, "seconds": 1.5}
+    assert json.loads(lines[0]) == {"stage": 0, "kind": "epie", "epoch": 1, "loss": 0.5, "seconds": 1.5, "held_out": None, "note": ""}

@@ -41,7 +41,8 @@ def shown(epochs: int) -> Iterator[Callable[[EpochRecord, int], None]]:
 
     def show(record: EpochRecord, total: int) -> None:
         bar.leave, bar.total = True, total
-        bar.set_postfix(loss=f"{record.loss:.5f}", refresh=False)
+        shown = {"loss": f"{record.loss:.5f}"} | ({} if record.held_out is None else {"held_out": f"{record.held_out:.4f}"})
+        bar.set_postfix(shown, refresh=False)
         bar.update()
 
     try:

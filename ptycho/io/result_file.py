@@ -28,7 +28,7 @@ from ptycho.io.files import file_size, publish, unreadable
 from ptycho.result import EpochRecord, Result
 
 RESULT, TIFF, PNG = "result.h5", "phase.tif", "phase.png"
-FORMAT, FORMAT_VERSION = "ptycho result", 1
+FORMAT, FORMAT_VERSION = "ptycho result", 2
 
 _ERRORS = (OSError, ValueError, KeyError, RuntimeError, TypeError, AttributeError)
 #: Field of Result -> (dataset, unit, number of axes, kind of number).
@@ -41,7 +41,9 @@ _ARRAYS = {
     "tilt_mrad": ("tilt", "mrad", 2, "f"),
 }
 _SCALARS = {"pixel_A": "Å", "voltage_kV": "kV", "semiangle_mrad": "mrad"}
-_HISTORY = {"stage": "1", "kind": "", "epoch": "1", "loss": "deviance per pixel", "seconds": "s"}
+_HISTORY = {"stage": "1", "kind": "", "epoch": "1", "loss": "deviance per pixel", "seconds": "s", "held_out": "1", "note": ""}
+#: What files of format 1 do not have.
+_HISTORY_2 = ("held_out", "note")
 
 
 def save_result(result: Result, directory: str | os.PathLike[str]) -> Path:
@@ -140,7 +142,8 @@ def _hdf5(result: Result) -> memoryview:
         _dimensions(file["probe"], result.pixel_A, ("mode", np.arange(len(result.probe)), "1"))
         for column, unit in _HISTORY.items():
             values = [getattr(record, column) for record in result.history]
-            _write(file, f"history/{column}", _text_array(values) if column == "kind" else np.array(values), unit)
+            numbers = np.array([math.nan if value is None else value for value in values]) if unit else _text_array(values)
+            _write(file, f"history/{column}", numbers, unit)
         _write(file, "recipe", _text_array([result.recipe]), "")
         aberrations, versions = file.create_group("aberrations"), file.create_group("versions")
         for name, value in result.aberrations.items():
@@ -203,7 +206,8 @@ def _plain(value: Any) -> Any:
     if isinstance(value, tuple):
         return [_plain(item) for item in value]
     if isinstance(value, EpochRecord):
-        return _plain(dataclasses.astuple(value))
+        # What says nothing is left out: files of format 1 keep their checksum.
+        return _plain(tuple(item for item in dataclasses.astuple(value) if item not in (None, "")))
     return value if isinstance(value, str) else float(value)
 
 
@@ -237,11 +241,9 @@ def _check_format(path: Path, file: h5py.File) -> None:
 
 
 def _read(file: h5py.File) -> Result:
-    columns = {name: _array(file, f"history/{name}") for name in _HISTORY}
-    history = tuple(
-        EpochRecord(int(stage), _text(kind), int(epoch), float(loss), float(seconds))
-        for stage, kind, epoch, loss, seconds in zip(*columns.values(), strict=True)
-    )
+    stored = [name for name in _HISTORY if name not in _HISTORY_2 or f"history/{name}" in file]
+    columns = [_array(file, f"history/{name}") for name in stored]
+    history = tuple(_record(**dict(zip(stored, row, strict=True))) for row in zip(*columns, strict=True))
     fields: dict[str, Any] = {name: _array(file, dataset) for name, (dataset, *_) in _ARRAYS.items()}
     fields |= {name: float(file.attrs[name]) for name in _SCALARS}
     return Result(
@@ -251,6 +253,11 @@ def _read(file: h5py.File) -> Result:
         versions={name: _text(value) for name, value in file["versions"].attrs.items()},
         aberrations={name: float(value) for name, value in file["aberrations"].attrs.items() if name != "units"},
     )
+
+
+def _record(stage: Any, kind: Any, epoch: Any, loss: Any, seconds: Any, held_out: Any = math.nan, note: Any = "") -> EpochRecord:
+    known = None if math.isnan(held_out) else float(held_out)
+    return EpochRecord(int(stage), _text(kind), int(epoch), float(loss), float(seconds), known, _text(note))
 
 
 def _array(file: h5py.File, name: str) -> NDArray[Any]:

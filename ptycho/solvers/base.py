@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import ClassVar, Protocol
@@ -13,15 +14,19 @@ from torch import Tensor
 from ptycho.adjoint import Likelihood
 from ptycho.batches import hilbert_order, stratified_batches
 from ptycho.constraint import Constraints, OrthogonalModes, PositivePhase, ProbePower, PurePhase
-from ptycho.errors import DivergedError, RecipeError
+from ptycho.errors import RecipeError
 from ptycho.holdout import Split
 from ptycho.loss import Loss, LossName, choose_loss
 from ptycho.model import Ptychography
 from ptycho.patterns import Patterns
+from ptycho.solvers.judge import Judge, deviances, seen
+from ptycho.solvers.stop import Rescue, Stop, Verdict, Watch
 from ptycho.threads import single_threaded
 
 #: The loss is measured on every so many-th batch, random and spread over the field: its logarithm costs a tenth of a pass.
 _MEASURED_EVERY = 4
+#: Patterns that are looked at after each epoch to see whether the run diverges.
+_SAMPLE = 8
 
 
 @dataclass(frozen=True)
@@ -68,10 +73,16 @@ class Due:
 
 @dataclass(frozen=True)
 class Epoch:
-    """What is known after an epoch: its number from 1 and the deviance per measured pixel, 2 (loss - loss of a perfect model) / pixels."""
+    """What is known after an epoch: its number from 1 and the deviance per measured pixel, 2 (loss - loss of a perfect model) / pixels.
+
+    ``held_out`` is the reduced Poisson deviance of the patterns that were held out, 1 if only noise is left, and None without any;
+    ``note`` tells what was out of the ordinary, and why the last epoch was the last.
+    """
 
     number: int
     loss: float
+    held_out: float | None = None
+    note: str = ""
 
 
 class Step(Protocol):
@@ -113,6 +124,7 @@ class Settings:
     seed: int = 0
     update: Updates = field(default_factory=Updates)
     constraints: Constraints | None = None
+    stop: Stop = field(default_factory=Stop)
 
     def __post_init__(self) -> None:
         for name, value, least in (("epochs", self.epochs, 1), ("batch", self.batch, 0), ("chunk", self.chunk, 0), ("seed", self.seed, 0)):
@@ -130,6 +142,11 @@ class Settings:
     def constraints_for(self, loss: Loss) -> Constraints:
         """The constraints that act: the given ones, or those that suit the loss."""
         return self.constraints if self.constraints is not None else default_constraints(loss)
+
+    def last_start(self, loss: Loss) -> int:
+        """The epoch from which on all that will be updated or imposed is."""
+        acting = (constraint for constraint in vars(self.constraints_for(loss)).values() if constraint is not None)
+        return max(*vars(self.update).values(), *(constraint.start for constraint in acting), 1)
 
     def run(self, model: Ptychography, patterns: Patterns, workers: int = 1, split: Split | None = None) -> Iterator[Epoch]:
         """Yield after each epoch; ``model`` is changed in place. ``split`` names the patterns to solve for and those that judge."""
@@ -156,34 +173,93 @@ def default_constraints(loss: Loss) -> Constraints:
 
 
 def run(settings: Settings, engine: Likelihood, patterns: Patterns, split: Split) -> Iterator[Epoch]:
-    """The loop: yields after every epoch, when the model holds its result.
+    """The loop: yields after every epoch, when the model holds its result; ends when the held-out patterns say so.
 
-    Raises DivergedError when the loss is no longer a number.
+    Raises DivergedError when halving the steps does not keep the loss in bounds.
     """
-    model = engine.model
-    step = settings.step(engine, split, 1.0)
-    constraints = settings.constraints_for(engine.loss)
-    order = split.train[hilbert_order(model.positions.value_px.detach().cpu().numpy()[split.train])]
-    batch = min(settings.batch, len(order)) or len(order)
-    mask = model.detector.mask
-    least = patterns.least(engine.loss, mask)
     try:
-        for epoch in range(1, settings.epochs + 1):
-            with single_threaded():
-                step.start_epoch(epoch, settings.update.due(epoch))
-                total, measured = torch.zeros((), dtype=torch.float64, device=mask.device), 0
-                plan = stratified_batches(order, batch, settings.seed, epoch)
-                for number, (index, counts) in enumerate(patterns.batches(plan)):
-                    engine.measures = number % _MEASURED_EVERY == 0
-                    loss_now = step.batch(index, counts)
-                    if engine.measures:
-                        total += loss_now - least[index].sum()
-                        measured += len(index)
-                step.end_epoch()
-                constraints.apply(model, epoch)
-                loss = 2 * float(total) / (measured * float(mask.sum()))
-            if not np.isfinite(loss):
-                raise DivergedError(f"epoch {epoch}: the loss is {loss}; use smaller steps, check defocus, step and flips with ptycho info")
-            yield Epoch(epoch, loss)
+        yield from _epochs(settings, engine, patterns, split)
     finally:
         engine.close()
+
+
+def _epochs(settings: Settings, engine: Likelihood, patterns: Patterns, split: Split) -> Iterator[Epoch]:
+    model, watch = engine.model, Watch(settings.stop, settings.last_start(engine.loss))
+    passes = _Passes(settings, engine, patterns, split)
+    judge = Judge(engine, patterns, split, settings.floor_e) if len(split.held) > 1 else None
+    rescue = Rescue(model, passes.state(), patterns.data.survey().mean_electrons / (patterns.shape[0] * patterns.shape[1]))
+    step = settings.step(engine, split, 1.0)
+    best = rescue.good
+    for epoch in range(1, settings.epochs + 1):
+        loss, notes = passes(step, epoch), []
+        while rescue.diverged(state := passes.state()):
+            notes.append(rescue.back(epoch, state))
+            step = settings.step(engine, split, 0.5**rescue.returns)
+            loss = passes(step, epoch)
+        verdict, held_out = Verdict.GO_ON, None
+        if judge is not None:
+            deviances, held_out = judge(settings.update.due(epoch))
+            verdict = watch.told(deviances)
+        rescue.keep(state)
+        if watch.best == epoch:
+            best = rescue.good
+        if epoch == settings.epochs:
+            verdict = Verdict.OVER_FITTING if watch.over_fitting else Verdict.GO_ON
+        elif verdict is not Verdict.GO_ON and step.anneal():
+            watch.restart()
+            verdict = Verdict.GO_ON
+        if verdict is Verdict.OVER_FITTING:
+            best.restore(model)
+            notes.append(f"over-fitting: back to epoch {watch.best}, the best for the held-out patterns")
+        elif verdict is Verdict.AT_REST:
+            notes.append("plateau of the held-out likelihood")
+        elif epoch == settings.epochs:
+            notes.append("all epochs done")
+        yield Epoch(epoch, loss, held_out, "; ".join(notes))
+        if verdict is not Verdict.GO_ON:
+            return
+
+
+class _Passes:
+    """One pass over the patterns that are solved for after another."""
+
+    def __init__(self, settings: Settings, engine: Likelihood, patterns: Patterns, split: Split) -> None:
+        self.settings, self.engine, self.patterns = settings, engine, patterns
+        self.constraints = settings.constraints_for(engine.loss)
+        self.order = split.train[hilbert_order(engine.model.positions.value_px.detach().cpu().numpy()[split.train])]
+        self.batch = min(settings.batch, len(self.order)) or len(self.order)
+        self.least = patterns.least(engine.loss, engine.model.detector.mask)
+        # A few patterns, spread over the field, show after each epoch whether all is well.
+        few = np.linspace(0, len(self.order) - 1, min(_SAMPLE, len(self.order))).astype(np.int64)
+        self.sample = [self.order[few]]
+
+    def __call__(self, step: Step, epoch: int) -> float:
+        """All batches, then the constraints; the deviance per pixel, on the way."""
+        mask = self.engine.model.detector.mask
+        total, measured = torch.zeros((), dtype=torch.float64, device=mask.device), 0
+        with single_threaded():
+            step.start_epoch(epoch, self.settings.update.due(epoch))
+            plan = stratified_batches(self.order, self.batch, self.settings.seed, epoch)
+            for number, (index, counts) in enumerate(self.patterns.batches(plan)):
+                self.engine.measures = number % _MEASURED_EVERY == 0
+                loss = step.batch(index, counts)
+                if self.engine.measures:
+                    total += loss - self.least[index].sum()
+                    measured += len(index)
+            step.end_epoch()
+            if self._finite():
+                self.constraints.apply(self.engine.model, epoch)
+        return 2 * float(total) / (measured * float(mask.sum()))
+
+    @torch.no_grad()
+    def state(self) -> float:
+        """The deviance per pixel of the model as it is; NaN if any number of it is not finite."""
+        if not self._finite():
+            return math.nan
+        (index, counts), *_ = self.patterns.batches(self.sample)
+        image, counts, weight = seen(self.engine.model, index, counts)
+        return float(deviances(self.engine.loss, image, counts, weight).sum() / weight.sum())
+
+    def _finite(self) -> bool:
+        numbers = (torch.view_as_real(p) if p.is_complex() else p for p in self.engine.model.parameters())
+        return all(bool(torch.isfinite(p).all()) for p in numbers)
