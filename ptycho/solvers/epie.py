@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 import torch
@@ -14,6 +14,7 @@ from ptycho.holdout import Split
 from ptycho.model import Ptychography
 from ptycho.solvers.base import Due, Settings, Step
 from ptycho.solvers.refine import Refinement
+from ptycho.solvers.three_pie import Rates, three_pie
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -24,7 +25,9 @@ class EPIE(Settings):
     & Rodenburg, Ultramicroscopy 109 (2009) 1256), r < 1 rPIE, ``momentum`` > 0 mPIE, which adds the momentum every ``momentum_every``
     batches (Maiden, Johnson & Li, Optica 4 (2017) 736). The step a runs from ``object_step[0]`` to ``object_step[1]`` over the epochs:
     a constant one keeps the noise of the last patterns. All slices move at once by a / slices; the batch's overlapping probes share the
-    denominator. Modes and states are summed (Thibault & Menzel, Nature 494 (2013) 68).
+    denominator. Modes and states are summed (Thibault & Menzel, Nature 494 (2013) 68). ``slice_by_slice`` is 3PIE instead (Maiden,
+    Humphry & Rodenburg, JOSA A 29 (2012) 1606): each slice takes the whole step a, from the last to the first, and the wave before it
+    is corrected before the next; with one slice it is the same.
     """
 
     kind: Literal["epie"] = "epie"
@@ -35,6 +38,7 @@ class EPIE(Settings):
     probe_damping: float = 1.0
     momentum: float = 0.0
     momentum_every: int = 50
+    slice_by_slice: bool = False
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -71,6 +75,8 @@ class PIE(Step):
     def batch(self, index: Tensor, counts: Tensor) -> Tensor:
         """Update object and probe from the same exit waves, as the textbook does."""
         s, model, due = self.settings, self.model, self.due
+        if s.slice_by_slice:
+            return self._slice_by_slice(index, counts)
         found, corners, spectrum = self.refinement.gradients(self.engine, index, counts, due)
         natural = self.engine.loss.natural_step * self.factor
         transmission = model.object.transmission.data
@@ -84,11 +90,26 @@ class PIE(Step):
         if share is not None and found.spectrum is not None:
             model.probe.wave.data -= model.probe.pull_back(found.spectrum) * (0.5 * natural * s.probe_step / (len(index) * share))
         self.refinement.step(index, found, spectrum, due)
+        self._add_momentum()
+        return found.loss
+
+    def _slice_by_slice(self, index: Tensor, counts: Tensor) -> Tensor:
+        """3PIE; what else is due moves by gradients of its own."""
+        s, due = self.settings, self.due
+        if due.refines:
+            others = replace(due, object=False, probe=False)
+            found, _, spectrum = self.refinement.gradients(self.engine, index, counts, others)
+            self.refinement.step(index, found, spectrum, others)
+        steps = (self.factor * self.step * due.object, self.factor * s.probe_step * due.probe)
+        loss = three_pie(self.engine, index, counts, Rates(*steps, s.object_damping, s.probe_damping))
+        self._add_momentum()
+        return loss
+
+    def _add_momentum(self) -> None:
         self.batches += 1
-        if self.batches % s.momentum_every == 0:
+        if self.batches % self.settings.momentum_every == 0:
             for momentum in self.momenta:
                 momentum.apply()
-        return found.loss
 
     def _object_power(self, corners: Tensor, box: tuple[slice, slice]) -> Tensor:
         """(1 - r) |O|^2 + r max|O|^2, of the windows of the batch on average; (y, x), or a number for r = 1."""
