@@ -15,15 +15,20 @@ import torch
 from numpy.typing import NDArray
 
 from ptycho.data import Dataset4D
-from ptycho.errors import DivergedError, OutOfMemoryError, PtychoError, RecipeError
+from ptycho.errors import DataError, DivergedError, OutOfMemoryError, PtychoError, RecipeError
 from ptycho.explain import suggestion
+from ptycho.halves import Half, two_halves
 from ptycho.holdout import Split, hold_out, illuminated_diameter
 from ptycho.io import read
 from ptycho.io.numpy_file import load_npy
 from ptycho.io.result_file import load_result, save_result
+from ptycho.loss import choose_loss
 from ptycho.model import Ptychography
 from ptycho.patterns import Patterns
-from ptycho.recipe import OutputSection, Recipe, model_from, solver_keys, solvers_from
+from ptycho.quality import assess, check_field
+from ptycho.recipe import Recipe, model_from, solver_keys, solvers_from
+from ptycho.report import report
+from ptycho.residual import residual_by_angle
 from ptycho.result import EpochRecord, Result
 from ptycho.runfolder import RunFolder
 from ptycho.start import Known, ModelOptions, start
@@ -52,19 +57,23 @@ def reconstruct(
     device: str = "auto",
     output: str | Path | None = None,
     progress: Progress | None = None,
+    halves: bool | None = None,
     **options: Any,
 ) -> Result:
     """Reconstruct a data set, or run a recipe.
 
     ``source`` is a data set from :func:`ptycho.read`, a recipe, or a recipe's path. ``options`` are keys of the recipe's [model]
     section (``probe_modes``, ``slices``, ...) and of one solver entry (``kind``, ``epochs``, ``batch``, ...); ``solve`` gives whole
-    stages instead, as solver records or dictionaries. ``output`` is a folder for the results; without it nothing is written. Raises a
-    PtychoError (RecipeError, DataError, OutputError, OutOfMemoryError, DivergedError) with a sentence that says what to do.
+    stages instead, as solver records or dictionaries. ``output`` is a folder for the results; without it nothing is written. ``halves``
+    (default: the recipe's) reconstructs two halves of the data too and compares them: the result's ``quality``.
+    Raises a PtychoError (RecipeError, DataError, OutputError, OutOfMemoryError, DivergedError) with a sentence that says what to do.
     """
     if isinstance(source, (str, Path)):
         source = Recipe.load(source)
     recipe = source if isinstance(source, Recipe) else Recipe.of(source)
     recipe = _with_options(recipe, solve, options)
+    if halves is not None:
+        recipe = recipe.model_copy(update={"output": recipe.output.model_copy(update={"halves": halves})})
     place = choose_device(device)
     folder = None if output is None else RunFolder(output)
     data = source.read() if isinstance(source, Recipe) else source
@@ -78,17 +87,23 @@ def run(job: Job) -> Result:
     """
     with _memory_told():
         prepared = _prepare(job)
-    folder = job.folder
+    folder, halves = job.folder, prepared.recipe.output.halves
+    first = _third(job, 0) if halves else job
     if folder is None:
-        return _carry_out(job, prepared)
+        result = _carry_out(first, prepared)
+        return _judged(job, prepared, result) if halves else result
     folder.keep_out(job.data.source.header.path)
     folder.create()
     folder.open_log(logger)
     try:
         folder.write("recipe.toml", prepared.recipe.text())
         folder.set_status("running", epoch=0)
-        result = _carry_out(job, prepared)
+        result = _carry_out(first, prepared)
         save_result(result, folder.path)
+        if halves:
+            result = _judged(job, prepared, result)
+            save_result(result, folder.path)
+        folder.write("report.html", report(result, prepared.data.name, _warnings(job, prepared)))
         folder.set_status("finished", epoch=len(result.history), loss=result.history[-1].loss if result.history else None)
         return result
     except BaseException as error:
@@ -111,23 +126,77 @@ class _Prepared:
 def _prepare(job: Job) -> _Prepared:
     # Not one empty or damaged pattern is to be fitted: all of them are looked at, however large the file.
     data = replace(job.data, survey_all=True).without_bad_frames()
-    geometry, survey, options = data.geometry, data.survey(), job.recipe.model
+    options = job.recipe.model
     recipe = job.recipe.completed(job.data, data.pixel_invA.value)
     if job.folder is not None:
-        recipe = recipe.model_copy(update={"output": OutputSection(directory=str(job.folder.path.absolute()))})
-    model = start(geometry, options, survey.mean_electrons, data.mask, _known(options, geometry.positions_A)).to(job.device)
-    return _Prepared(data, recipe, model)
+        output = recipe.output.model_copy(update={"directory": str(job.folder.path.absolute())})
+        recipe = recipe.model_copy(update={"output": output})
+    return _Prepared(data, recipe, _model(data, options, job.device))
+
+
+def _model(data: Dataset4D, options: ModelOptions, device: torch.device) -> Ptychography:
+    geometry = data.geometry
+    return start(geometry, options, data.survey().mean_electrons, data.mask, _known(options, geometry.positions_A)).to(device)
 
 
 def _carry_out(job: Job, prepared: _Prepared) -> Result:
-    data, recipe, model = prepared.data, prepared.recipe, prepared.model
-    for warning in dict.fromkeys((*job.data.warnings, *data.warnings)):
+    for warning in _warnings(job, prepared):
         logger.warning(warning)
-    logger.info(_summary(data, model))
+    logger.info(_summary(prepared.data, prepared.model))
     with _memory_told():
-        history = _solve(job, recipe, model, Patterns(data, job.device))
-    geometry = data.geometry
-    return Result.of(model, history, recipe.text(), geometry.voltage_kV, geometry.semiangle_mrad, geometry.aberrations)
+        return _reconstructed(job, prepared)
+
+
+def _warnings(job: Job, prepared: _Prepared) -> list[str]:
+    return list(dict.fromkeys((*job.data.warnings, *prepared.data.warnings)))
+
+
+def _reconstructed(job: Job, prepared: _Prepared) -> Result:
+    data, model, geometry = prepared.data, prepared.model, prepared.data.geometry
+    patterns = Patterns(data, job.device)
+    history = _solve(job, prepared.recipe, model, patterns)
+    result = Result.of(model, history, prepared.recipe.text(), geometry.voltage_kV, geometry.semiangle_mrad, geometry.aberrations)
+    return replace(result, residual=residual_by_angle(model, patterns, geometry))
+
+
+def _judged(job: Job, prepared: _Prepared, whole: Result) -> Result:
+    """``whole`` with its quality, from reconstructions of two halves of the data by the same recipe; as it is when the field is too small."""
+    try:
+        check_field(whole)
+    except DataError as problem:
+        logger.warning(str(problem))
+        return whole
+    by, halves = two_halves(prepared.data, prepared.recipe.model.seed)
+    results = []
+    for number, half in enumerate(halves, 1):
+        logger.info(f"half {number} of 2: {'every second electron' if by == 'electrons' else 'every second position'}, drawn by chance")
+        with _memory_told():
+            results.append(_reconstructed(replace(_third(job, number), folder=None), _prepared_half(job, prepared, half, number)))
+    quality = assess(whole, (results[0], results[1]), (halves[0].positions, halves[1].positions), by)
+    logger.info(quality.summary())
+    return replace(whole, quality=quality)
+
+
+def _prepared_half(job: Job, prepared: _Prepared, half: Half, number: int) -> _Prepared:
+    """The same run on half of the data: with the loss that the whole has, and batches of its own."""
+    survey, options = prepared.data.survey(), prepared.recipe.model
+    per_pixel = survey.mean_electrons / prepared.data.pattern_shape[0] / prepared.data.pattern_shape[1]
+    solve = tuple(replace(s, loss=choose_loss(s.loss, per_pixel), seed=s.seed + number) for s in prepared.recipe.solve)
+    options = replace(options, background_e=options.background_e * half.electrons)
+    recipe = prepared.recipe.model_copy(update={"model": options, "solve": solve})
+    return _Prepared(half.data, recipe, _model(half.data, options, job.device))
+
+
+def _third(job: Job, number: int) -> Job:
+    """The job as part ``number`` (0, 1, 2) of three alike: what is told of its epochs."""
+    tell = job.progress
+    if tell is None:
+        return job
+
+    def progress(record: EpochRecord, total: int) -> None:
+        tell(replace(record, epoch=record.epoch + number * total), 3 * total)
+
+    return replace(job, progress=progress)
 
 
 @contextmanager

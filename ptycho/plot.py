@@ -27,7 +27,7 @@ Limits: TypeAlias = tuple[float, float]
 #: keeps light columns beside heavy ones visible, which grey does not.
 MAP = "inferno"
 
-_INK = "#333333"
+INK = "#333333"
 _MAX_SLICES = 6
 _GAP = 0.06
 
@@ -54,15 +54,15 @@ class Page(Figure):
         return self.png()
 
 
-def figure_of(result: Result) -> Figure:
+def figure_of(result: Result) -> Page:
     """One page: summed phase of the scanned field, the strongest probe mode with the power of all, the loss of every epoch."""
     page = Page(9.0, 5.35)
-    page.text(0.15 / 9.0, 1 - 0.14 / 5.35, _headline(result), fontsize=8.5, color=_INK, va="top")
+    page.text(0.15 / 9.0, 1 - 0.14 / 5.35, _headline(result), fontsize=8.5, color=INK, va="top")
     phase = _scanned(result).sum(0)
-    _image_with_bar(page, (0.15, 0.42), (4.8, 4.8), phase, result.pixel_A, robust_limits(phase), "phase (rad)")
+    image_with_bar(page, (0.15, 0.42), (4.8, 4.8), phase, result.pixel_A, robust_limits(phase), "phase (rad)")
     amplitude = np.abs(result.probe[0][_probe_box(result.probe)])
-    axes = _image_with_bar(page, (6.1, 0.62), (2.1, 2.1), amplitude, result.pixel_A, (0.0, float(amplitude.max()) or 1.0), "amplitude (√electrons)")
-    axes.set_title(_probe_title(result.probe), fontsize=7.5, color=_INK, pad=4, loc="left")
+    axes = image_with_bar(page, (6.1, 0.62), (2.1, 2.1), amplitude, result.pixel_A, (0.0, float(amplitude.max()) or 1.0), "amplitude (√electrons)")
+    axes.set_title(_probe_title(result.probe), fontsize=7.5, color=INK, pad=4, loc="left")
     _show_loss(page.place(6.4, 3.2, 2.4, 1.68), result.history)
     return page
 
@@ -77,14 +77,14 @@ def phase_png(result: Result) -> bytes:
     tile_height = tile * height / width
     page = Page(width + 0.9, height + 0.24 + (tile_height + 0.35 if shown else 0))
     total = phase.sum(0)
-    _image_with_bar(page, (0.12, 0.12), (width, height), total, result.pixel_A, robust_limits(total), "phase (rad)")
+    image_with_bar(page, (0.12, 0.12), (width, height), total, result.pixel_A, robust_limits(total), "phase (rad)")
     limits = robust_limits(phase[shown]) if shown else (0.0, 1.0)
     depth = np.concatenate([[0], np.cumsum(result.slice_thickness_A)[:-1]])
     for i, number in enumerate(shown):
         # The same colours in every slice, so that they compare; the depth is where the beam meets the slice.
         axes = page.place(0.12 + i * (tile + _GAP), height + 0.42, tile, tile_height)
         drawn = _show_image(axes, phase[number], result.pixel_A, limits)
-        axes.set_title(f"z = {depth[number]:.3g} Å", fontsize=6.5, color=_INK, pad=3)
+        axes.set_title(f"z = {depth[number]:.3g} Å", fontsize=6.5, color=INK, pad=3)
         if i == len(shown) - 1:
             _colour_bar(page.place(0.12 + i * (tile + _GAP) + tile + 0.06, height + 0.42, 0.1, tile_height), drawn, "")
     return page.png()
@@ -93,11 +93,11 @@ def phase_png(result: Result) -> bytes:
 def overview_png(look: Overview, title: str, step_A: float | None) -> bytes:
     """Mean pattern (square root), bright-field image and histogram side by side, as a PNG file; with a scale bar if the step is known."""
     page = Page(11.2, 4.1)
-    page.text(0.15 / 11.2, 1 - 0.14 / 4.1, title, fontsize=8.5, color=_INK, va="top")
+    page.text(0.15 / 11.2, 1 - 0.14 / 4.1, title, fontsize=8.5, color=INK, va="top")
     mean = np.sqrt(np.nan_to_num(look.mean_pattern).clip(0))
     left = page.place(0.15, 0.62, *_fitted(mean.shape, 3.0, 3.0))
     _show_image(left, mean, 1.0, (0.0, float(mean.max()) or 1.0))
-    left.set_title("mean pattern (square root of electrons)", fontsize=7.5, color=_INK, pad=4, loc="left")
+    left.set_title("mean pattern (square root of electrons)", fontsize=7.5, color=INK, pad=4, loc="left")
     if look.disk is not None:
         left.add_patch(Circle((look.disk[1] + 0.5, look.disk[0] + 0.5), look.disk[2], fill=False, edgecolor="white", linewidth=0.6, linestyle=":"))
     known = look.bright_field[np.isfinite(look.bright_field)]
@@ -109,14 +109,14 @@ def overview_png(look: Overview, title: str, step_A: float | None) -> bytes:
     if step_A is not None:
         _scale_bar(middle, look.bright_field.shape[1] * pixel_A, width, height)
     coarse = "" if look.stride == 1 else f", every {look.stride}th point"
-    middle.set_title(f"bright field{coarse}", fontsize=7.5, color=_INK, pad=4, loc="left")
+    middle.set_title(f"bright field{coarse}", fontsize=7.5, color=INK, pad=4, loc="left")
     _colour_bar(page.place(3.45 + width + 0.06, 0.62, 0.14, height), drawn, "electrons in the disk")
     right = page.place(8.05, 0.75, 2.95, 2.65)
     right.stairs(look.counts, look.edges, color="#b5367a", fill=True)
     right.set_yscale("log")
-    right.set_xlabel("electrons per pixel", fontsize=8, color=_INK)
-    right.set_ylabel("pixels", fontsize=8, color=_INK)
-    _restrain(right)
+    right.set_xlabel("electrons per pixel", fontsize=8, color=INK)
+    right.set_ylabel("pixels", fontsize=8, color=INK)
+    restrain(right)
     return page.png()
 
 
@@ -147,7 +147,7 @@ def _fitted(shape: tuple[int, ...], width: float, height: float) -> tuple[float,
     return max(scale * shape[1], 0.5), max(scale * shape[0], 0.5)
 
 
-def _image_with_bar(
+def image_with_bar(
     page: Page, corner: tuple[float, float], box: tuple[float, float], image: Image, pixel_A: float, limits: Limits, label: str
 ) -> Axes:
     """An image with scale bar and colour bar at ``corner`` (left, top), as large as ``box`` (width, height) allows, in inches."""
@@ -180,13 +180,13 @@ def _probe_title(probe: NDArray[np.complex64]) -> str:
 
 def _show_loss(axes: Axes, history: tuple[EpochRecord, ...]) -> None:
     """Loss against epoch, stages apart by thin lines."""
-    _restrain(axes)
+    restrain(axes)
     for side in ("top", "right"):
         axes.spines[side].set_visible(False)
-    axes.set_xlabel("epoch", fontsize=8, color=_INK)
-    axes.set_ylabel("deviance per pixel", fontsize=8, color=_INK)
+    axes.set_xlabel("epoch", fontsize=8, color=INK)
+    axes.set_ylabel("deviance per pixel", fontsize=8, color=INK)
     if not history:
-        axes.text(0.5, 0.5, "no epochs", transform=axes.transAxes, ha="center", color=_INK, fontsize=8)
+        axes.text(0.5, 0.5, "no epochs", transform=axes.transAxes, ha="center", color=INK, fontsize=8)
         return
     loss = np.array([record.loss for record in history])
     axes.plot([record.epoch for record in history], loss, color="#b5367a", linewidth=1.2, marker="o" if len(loss) < 25 else "", markersize=2.5)
@@ -221,13 +221,14 @@ def _show_image(axes: Axes, image: Image, pixel_A: float, limits: Limits) -> Axe
 def _colour_bar(axes: Axes, drawn: AxesImage, label: str) -> None:
     bar = drawn.figure.colorbar(drawn, cax=axes)
     bar.ax.yaxis.set_major_locator(MaxNLocator(6 if label else 4, steps=[1, 2, 5, 10]))
-    bar.set_label(label, fontsize=8, color=_INK)
+    bar.set_label(label, fontsize=8, color=INK)
     bar.outline.set_visible(False)
-    _restrain(axes)
+    restrain(axes)
 
 
-def _restrain(axes: Axes) -> None:
-    axes.tick_params(which="both", labelsize=7, color="#999999", labelcolor=_INK, width=0.6, length=2.5)
+def restrain(axes: Axes) -> None:
+    """Small grey ticks and thin grey spines."""
+    axes.tick_params(which="both", labelsize=7, color="#999999", labelcolor=INK, width=0.6, length=2.5)
     for spine in axes.spines.values():
         spine.set_linewidth(0.6)
         spine.set_edgecolor("#999999")

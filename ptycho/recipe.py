@@ -92,9 +92,10 @@ class DetectorSection(Section):
 
 
 class OutputSection(Section):
-    """Where the run folder goes, relative to the recipe."""
+    """Where the run folder goes, relative to the recipe; with ``halves`` two more reconstructions, from half of the data each, say how good it is."""
 
     directory: str = "run"
+    halves: bool = False
 
 
 class Recipe(Section):
@@ -165,7 +166,7 @@ class Recipe(Section):
         data = d.model_copy(update={key: there(getattr(d, key)) for key in ("path", "mask", "dark", "gain", "calibration_file")})
         scan = self.scan.model_copy(update={"positions_file": there(self.scan.positions_file)})
         model = replace(m, probe_file=there(m.probe_file), vacuum_file=there(m.vacuum_file), object_file=there(m.object_file))
-        output = OutputSection(directory=str(folder / Path(self.output.directory).expanduser()))
+        output = self.output.model_copy(update={"directory": str(folder / Path(self.output.directory).expanduser())})
         return self.model_copy(update={"data": data, "scan": scan, "model": model, "output": output})
 
     def read(self) -> Dataset4D:

@@ -16,6 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ptycho.aberrations import Aberration, Aberrations, name_aberrations
+from ptycho.quality import Quality, Residual
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -51,6 +52,7 @@ class Result:
     learned aberrations included; ``pixel_A`` is the pixel of both. ``slice_thickness_A`` (slices,) is the distance behind each
     slice. ``positions_A`` (N, 2) = (y, x) of each probe centre from the centre of ``phase[..., 0, 0]``; ``tilt_mrad`` (1, 2) or
     (N, 2). ``aberrations`` are the final ones, by Krivanek's names in Å and degrees; ``recipe`` is the complete TOML text as run.
+    ``residual`` compares model and data by scattering angle; ``quality`` is known when two halves of the data were reconstructed too.
     """
 
     object: NDArray[np.complex64] = field(repr=False)
@@ -66,6 +68,8 @@ class Result:
     voltage_kV: float
     semiangle_mrad: float
     aberrations: dict[str, float]
+    residual: Residual | None = field(default=None, repr=False)
+    quality: Quality | None = None
 
     @classmethod
     def of(

@@ -84,7 +84,7 @@ def test_a_run_off_the_terminal(scan: Path) -> None:
     assert [line.partition(":")[0] for line in lines if line.startswith("epoch")] == ["epoch 1 of 2", "epoch 2 of 2"]
     assert lines[0].startswith("scan.npy: 48 patterns of 32 x 32") and "\r" not in err
     names = {p.name for p in Path("run").iterdir()}
-    assert {"recipe.toml", "result.h5", "phase.tif", "phase.png", "log.txt", "metrics.jsonl", "status.json"} <= names
+    assert {"recipe.toml", "result.h5", "phase.tif", "phase.png", "report.html", "log.txt", "metrics.jsonl", "status.json"} <= names
     assert not any(name.startswith(".") for name in names)
     status = json.loads(Path("run/status.json").read_text())
     assert (status["state"], status["epoch"], status["pid"]) == ("finished", 2, os.getpid())
@@ -93,6 +93,13 @@ def test_a_run_off_the_terminal(scan: Path) -> None:
     assert status["loss"] == metrics[-1]["loss"] and all(m["seconds"] > 0 for m in metrics)
     log = Path("run/log.txt").read_text().splitlines()
     assert [line.split(" ", 3)[3] for line in log] == lines  # the same, with date, time and level
+
+
+def test_halves(scan: Path) -> None:
+    code, out, err = run("reconstruct", scan, *GIVEN, "--step-A", "1.4", "--halves", "-o", "run")
+    assert code == 0, err
+    assert out.splitlines()[1] == ptycho.load("run").quality.summary()
+    assert "half 2 of 2" in err and Path("run/report.html").exists()
 
 
 def test_a_run_on_a_terminal_shows_a_bar(scan: Path) -> None:

@@ -105,6 +105,42 @@ def test_progress_is_told_of_every_epoch(data: ptycho.Dataset4D) -> None:
     assert told == [(record, 2) for record in result.history]
 
 
+def test_halves_tell_how_good_it_is(tmp_path: Path, disk_patterns: NDArray[np.float32]) -> None:
+    np.save(tmp_path / "scan.npy", disk_patterns)
+    data = ptycho.read(tmp_path / "scan.npy", **(KNOWN | {"step_A": 1.4}))
+    plain = reconstruct(data, epochs=2, batch=8)
+    told: list[tuple[int, int]] = []
+    result = reconstruct(
+        data, epochs=2, batch=8, halves=True, output=tmp_path / "run", progress=lambda record, total: told.append((record.epoch, total))
+    )
+    # The result is the same, and the halves are no part of its history.
+    assert_same(result, plain)
+    assert plain.quality is None and plain.residual is not None
+    assert told == [(epoch, 6) for epoch in range(1, 7)] and [record.epoch for record in result.history] == [1, 2]
+    quality = result.quality
+    assert quality is not None and quality.split == "electrons"
+    assert quality.standard_error_rad.shape == quality.constrained.shape == result.phase.shape[-2:]
+    assert 0 < quality.error_rad < 1 and quality.constrained[result.scanned].any()
+    assert tomllib.loads(result.recipe)["output"] == {"directory": str(tmp_path / "run"), "halves": True}
+    # The same again from the folder, from the recipe in it, and on the page about it.
+    loaded = ptycho.load(tmp_path / "run").quality
+    again = reconstruct(tmp_path / "run" / "recipe.toml").quality
+    for other in (loaded, again):
+        assert other is not None and other.summary() == quality.summary()
+        np.testing.assert_array_equal(other.standard_error_rad, quality.standard_error_rad)
+    page = (tmp_path / "run" / "report.html").read_text(encoding="utf-8")
+    assert quality.summary() in page and "scan.npy" in page and page.count("<img") == 3
+    log = (tmp_path / "run" / "log.txt").read_text(encoding="utf-8")
+    assert "half 1 of 2: every second electron" in log and quality.summary() in log
+
+
+def test_a_field_too_small_for_halves_keeps_its_result(disk_patterns: NDArray[np.float32], tmp_path: Path) -> None:
+    data = ptycho.read(disk_patterns[:2], **KNOWN)
+    result = reconstruct(data, epochs=1, halves=True, output=tmp_path / "run")
+    assert result.quality is None and ptycho.load(tmp_path / "run").residual is not None
+    assert "too small to compare halves" in (tmp_path / "run" / "log.txt").read_text(encoding="utf-8")
+
+
 def test_wrong_options(data: ptycho.Dataset4D) -> None:
     with pytest.raises(RecipeError, match=r'probe_mode: unknown key; did you mean "probe_modes"'):
         reconstruct(data, probe_mode=2)

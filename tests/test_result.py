@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import errno
+import hashlib
 import io
 import os
 from pathlib import Path
@@ -18,13 +19,14 @@ from matplotlib.figure import Figure
 from ptycho.aberrations import parse_aberrations
 from ptycho.detector import Detector
 from ptycho.errors import DataError, OutputError
-from ptycho.io.result_file import load_result, save_result
+from ptycho.io.result_file import _plain, load_result, save_result
 from ptycho.model import Positions, Ptychography
 from ptycho.multislice import Object
 from ptycho.optics import probe_wave
 from ptycho.plot import figure_of, phase_png, robust_limits, scale_bar_length_A
 from ptycho.probe import Probe, seed_modes
 from ptycho.propagator import Propagator
+from ptycho.quality import Correlation, Quality, Residual
 from ptycho.result import EpochRecord, Result
 
 PNG = b"\x89PNG\r\n\x1a\n"
@@ -54,11 +56,30 @@ def make(states: int = 2, slices: int = 3, epochs: int = 4, **changes: object) -
     return Result(**(values | changes))  # type: ignore[arg-type]
 
 
-def assert_identical(one: Result, two: Result) -> None:
-    for field in dataclasses.fields(Result):
+def residual() -> Residual:
+    return Residual(*np.random.default_rng(2).random((5, 9)))
+
+
+def quality(fsc: bool = True) -> Quality:
+    """Of the result that ``make`` makes."""
+    random = np.random.default_rng(1)
+
+    def curve() -> Correlation:
+        return Correlation(*random.random((3, 14)), half_bit_A=0.8, fixed_A=0.7, first_A=float("inf"))
+
+    error = random.random((30, 34)).astype(np.float32)
+    error[0] = np.nan
+    return Quality("electrons", curve(), curve() if fsc else None, error, random.random((30, 34)).astype(np.float32), error > 0.5, error_rad=0.01)
+
+
+def assert_identical(one: object, two: object) -> None:
+    assert type(one) is type(two)
+    for field in dataclasses.fields(one):  # type: ignore[arg-type]
         a, b = getattr(one, field.name), getattr(two, field.name)
         if isinstance(a, np.ndarray):
             assert (a.dtype, a.shape, a.tobytes()) == (b.dtype, b.shape, b.tobytes()), field.name
+        elif dataclasses.is_dataclass(a):
+            assert_identical(a, b)
         else:
             assert a == b, field.name
 
@@ -107,7 +128,17 @@ def test_states_are_averaged_before_the_angle_is_taken():
     assert np.allclose(result.phase, np.angle(mean), atol=1e-6) and np.allclose(result.amplitude, np.abs(mean), atol=1e-6)
 
 
-@pytest.mark.parametrize("result", [make(), make(states=1, slices=1), make(epochs=0, recipe="", tilt_mrad=np.zeros((1, 2)))], ids=range(3))
+@pytest.mark.parametrize(
+    "result",
+    [
+        make(),
+        make(states=1, slices=1, residual=residual()),
+        make(epochs=0, recipe="", tilt_mrad=np.zeros((1, 2))),
+        make(residual=residual(), quality=quality()),
+        make(quality=quality(fsc=False)),
+    ],
+    ids=range(5),
+)
 def test_round_trip_is_bit_for_bit(tmp_path: Path, result):
     path = save_result(result, tmp_path / "new" / "run")
     assert sorted(p.name for p in path.parent.iterdir()) == ["phase.png", "phase.tif", "result.h5"]
@@ -124,10 +155,12 @@ def test_numpy_numbers_make_the_same_file(tmp_path: Path):
 
 def test_every_dataset_has_a_unit_and_a_checksum(tmp_path: Path):
     found = {}
-    with h5py.File(save_result(make(), tmp_path)) as file:
+    with h5py.File(save_result(make(quality=quality(), residual=residual()), tmp_path)) as file:
         file.visititems(lambda name, item: found.update({name: item} if isinstance(item, h5py.Dataset) else {}))
         assert all(isinstance(item.attrs["units"], bytes) and item.fletcher32 for item in found.values())
         assert found["object/data"].attrs["units"] == b"1" and found["positions"].attrs["units"].decode() == "Å"
+        assert found["quality/standard_error_rad"].attrs["units"] == b"rad" and found["residual/measured_e"].attrs["units"] == b"electrons"
+        assert found["quality/frc/frequency_invA"].attrs["units"].decode() == "1/Å" and file["quality/frc"].attrs["half_bit_A_units"].decode() == "Å"
         assert file["object"].attrs["emd_group_type"] == 1 and file.attrs["complete"] == 1
         assert [file[f"object/dim{i}"].attrs["name"] for i in (1, 2, 3, 4)] == [b"state", b"z", b"y", b"x"]
         assert file["object/dim2"][()].tolist() == [0, 5, 11] and file["object/dim4"][1] == pytest.approx(0.21)
@@ -197,6 +230,44 @@ def test_foreign_and_unfinished_files_are_refused(tmp_path: Path, edit, says):
     with pytest.raises(DataError, match=says) as error:
         load_result(path)
     assert "\n" not in str(error.value) and str(path) in str(error.value)
+
+
+def test_files_from_before_there_was_a_quality_are_read(tmp_path: Path):
+    """The checksum of an older version: every field of a Result that has no quality and no residual."""
+    result = make()
+    with h5py.File(save_result(result, tmp_path)) as file:
+        assert not {"quality", "residual"} & set(file)
+        written = bytes(file.attrs["sha256"]).decode()
+    sha = hashlib.sha256()
+    for field in dataclasses.fields(Result):
+        value = getattr(result, field.name)
+        if isinstance(value, np.ndarray):
+            sha.update(f"{field.name} {value.shape} {value.dtype.str}".encode())
+            sha.update(np.ascontiguousarray(value).data)
+        elif value is not None:
+            sha.update(f"{field.name} {_plain(value)!r}".encode())
+    assert sha.hexdigest() == written
+
+
+@pytest.mark.parametrize(
+    ("edit", "says"),
+    [
+        (lambda file: file["quality/frc/correlation"].write_direct(np.zeros(14)), "checksum"),
+        (lambda file: file["quality"].attrs.__setitem__("error_rad", 0.0), "checksum"),
+        (lambda file: file.__delitem__("quality/fsc"), "checksum"),
+        (lambda file: file.__delitem__("quality/constrained"), "not a complete result"),
+        (lambda file: file["quality/frc"].attrs.__delitem__("fixed_A"), "not a complete result"),
+    ],
+)
+def test_a_damaged_quality_is_noticed(tmp_path: Path, edit, says):
+    with pytest.raises(DataError, match=says):
+        load_result(_edited(save_result(make(quality=quality()), tmp_path), edit))
+
+
+def test_maps_of_another_canvas_are_refused(tmp_path: Path):
+    wrong = dataclasses.replace(quality(), constrained=np.ones((30, 33), bool))
+    with pytest.raises(DataError, match="maps of quality have the shapes"):
+        load_result(save_result(make(quality=wrong), tmp_path))
 
 
 def test_what_is_not_there_is_said(tmp_path: Path):

@@ -33,6 +33,7 @@ def reconstruct(
     source: Annotated[str, typer.Argument(metavar="RECIPE|FILE|demo", help="A recipe.toml, a 4D-STEM file, or demo.")],
     output: Annotated[Path | None, typer.Option("-o", "--output", metavar="DIR", help="Results (default: the recipe's, or ./run).")] = None,
     set_: Annotated[list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="As in --set model.slices=4; repeatable.")] = None,
+    halves: Annotated[bool, typer.Option("--halves", help="Two half-data runs too: resolution, error.")] = False,
     fresh: Annotated[bool, typer.Option("--fresh", help="Move what is in DIR aside and start anew.")] = False,
     device: Annotated[Device, typer.Option(metavar="NAME", help="auto, cpu, cuda or mps.")] = Device.auto,
     threads: Annotated[int, typer.Option(min=0, metavar="N", show_default=False, help="CPU threads (0: all cores).")] = 0,
@@ -61,11 +62,14 @@ def reconstruct(
         "detector.pixel_invA": pixel_invA, "data.adu_per_electron": adu_per_electron, "data.flip_rows": flip_rows,
         "data.flip_columns": flip_columns or None, "data.transpose": transpose or None, "data.bin": bin_, "model.probe_modes": modes,
         "model.slices": slices, "model.slice_thickness_A": slice_thickness_A, "solve.0.kind": kind, "solve.0.epochs": epochs,
+        "output.halves": halves or None,
     }  # fmt: skip
     settings = [f"{key}={str(value).lower() if isinstance(value, bool) else value}" for key, value in given.items() if value is not None]
     recipe = recipe_for(str(_make_demo()) if source == "demo" else source, settings + (set_ or []))
     folder, result = _run(recipe, output or Path(recipe.output.directory), fresh, device, threads)
     typer.echo(f"picture: {folder / 'phase.png'}")
+    if result.quality is not None:
+        typer.echo(result.quality.summary())
     _tell_agreement(result, Path(recipe.data.path.partition("::")[0]).parent / "truth.npz")
 
 
@@ -94,7 +98,8 @@ def _run(recipe: Recipe, output: Path, fresh: bool, device: str, threads: int) -
     # What is quick to check comes first; nothing is written before everything is known to be sound.
     folder, place = RunFolder(output, fresh), choose_device(device)
     data = recipe.read()
-    with shown(sum(stage.epochs for stage in recipe.solve)) as progress:
+    epochs = sum(stage.epochs for stage in recipe.solve) * (3 if recipe.output.halves else 1)
+    with shown(epochs) as progress:
         return folder.path, run(Job(recipe, data, place, folder, progress))
 
 

@@ -31,6 +31,16 @@ def counts_per_electron(frames: NDArray[Any]) -> float | None:
     return larger
 
 
+def charge_spread(frames: NDArray[Any], factor: int = 1) -> float:
+    """How many counts of neighbouring pixels one electron makes, from frames in pairs of neighbours (n, ky, kx); 1 when it cannot be told.
+
+    Variance by mean of blocks of pixels, which is the charge of an electron, over that of the pixels, ``factor`` x ``factor`` stored ones
+    summed: where the counts of an electron fall on one pixel both are the charge, where they fall on many a pixel has Poisson's 1.
+    """
+    charge, single = counts_per_electron(frames), _variance_by_mean(frames, factor)
+    return 1.0 if charge is None or not single else charge / single
+
+
 def _variance_by_mean(frames: NDArray[Any], size: int) -> float | None:
     """Variance by mean of sums over size x size pixels in the dark field; the median over the blocks, since Bragg disks change."""
     pairs, height, width = len(frames) // 2, frames.shape[1] // size, frames.shape[2] // size

@@ -15,6 +15,7 @@ import math
 import os
 import shutil
 import tempfile
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +26,7 @@ from numpy.typing import NDArray
 
 from ptycho.errors import DataError, OutputError
 from ptycho.io.files import file_size, publish, unreadable
+from ptycho.io.records import read_array, read_record, read_text, text_array, write_array, write_record, write_text
 from ptycho.result import EpochRecord, Result
 
 RESULT, TIFF, PNG = "result.h5", "phase.tif", "phase.png"
@@ -44,6 +46,8 @@ _SCALARS = {"pixel_A": "Å", "voltage_kV": "kV", "semiangle_mrad": "mrad"}
 _HISTORY = {"stage": "1", "kind": "", "epoch": "1", "loss": "deviance per pixel", "seconds": "s", "held_out": "1", "note": ""}
 #: What files of format 1 do not have.
 _HISTORY_2 = ("held_out", "note")
+#: Fields of Result that are records, or None: each a group of its own name.
+_RECORDS = ("residual", "quality")
 
 
 def save_result(result: Result, directory: str | os.PathLike[str]) -> Path:
@@ -76,7 +80,7 @@ def load_result(path: str | os.PathLike[str]) -> Result:
         with h5py.File(file_path, "r") as file:
             _check_format(file_path, file)
             result = _read(file)
-            digest = _text(file.attrs["sha256"])
+            digest = read_text(file.attrs["sha256"])
     except _ERRORS as error:
         raise unreadable(file_path, error, "not a complete result of ptycho") from None
     problem = "its content does not have its checksum" if _digest(result) != digest else _inconsistency(result)
@@ -130,37 +134,33 @@ def _hdf5(result: Result) -> memoryview:
     content = io.BytesIO()
     with h5py.File(content, "w", libver=("v108", "v108")) as file:
         file.attrs["format_version"] = FORMAT_VERSION
-        _text_attribute(file, "format", FORMAT)
+        write_text(file, "format", FORMAT)
         file.attrs["version_major"], file.attrs["version_minor"] = 0, 2  # of EMD
         for name in _SCALARS:
             file.attrs[name] = np.float64(getattr(result, name))
-            _text_attribute(file, f"{name}_units", _SCALARS[name])
+            write_text(file, f"{name}_units", _SCALARS[name])
         for name, (dataset, unit, _, _) in _ARRAYS.items():
-            _write(file, dataset, getattr(result, name), unit)
+            write_array(file, dataset, getattr(result, name), unit)
         depth_A = np.concatenate([[0.0], np.cumsum(result.slice_thickness_A)[:-1]])
         _dimensions(file["object"], result.pixel_A, ("state", np.arange(len(result.object)), "1"), ("z", depth_A, "Å"))
         _dimensions(file["probe"], result.pixel_A, ("mode", np.arange(len(result.probe)), "1"))
         for column, unit in _HISTORY.items():
             values = [getattr(record, column) for record in result.history]
-            numbers = np.array([math.nan if value is None else value for value in values]) if unit else _text_array(values)
-            _write(file, f"history/{column}", numbers, unit)
-        _write(file, "recipe", _text_array([result.recipe]), "")
+            numbers = np.array([math.nan if value is None else value for value in values]) if unit else text_array(values)
+            write_array(file, f"history/{column}", numbers, unit)
+        write_array(file, "recipe", text_array([result.recipe]), "")
+        for name in _RECORDS:
+            if getattr(result, name) is not None:
+                write_record(file, name, getattr(result, name))
         aberrations, versions = file.create_group("aberrations"), file.create_group("versions")
         for name, value in result.aberrations.items():
             aberrations.attrs[name] = np.float64(value)
-        _text_attribute(aberrations, "units", "Å, deg")
+        write_text(aberrations, "units", "Å, deg")
         for name, text in result.versions.items():
-            _text_attribute(versions, name, text)
-        _text_attribute(file, "sha256", _digest(result))
+            write_text(versions, name, text)
+        write_text(file, "sha256", _digest(result))
         file.attrs["complete"] = 1
     return content.getbuffer()
-
-
-def _write(file: h5py.File, name: str, array: NDArray[Any], unit: str) -> None:
-    # One chunk per image: a reader gets a slice without the rest, and its checksum with it.
-    chunks = (1,) * (array.ndim - 2) + array.shape[-2:] if array.size else None
-    data = file.create_dataset(name, data=array, chunks=chunks, fletcher32=bool(array.size) or None)
-    _text_attribute(data, "units", unit)
 
 
 def _dimensions(group: h5py.Group, pixel_A: float, *leading: tuple[str, NDArray[Any], str]) -> None:
@@ -169,34 +169,28 @@ def _dimensions(group: h5py.Group, pixel_A: float, *leading: tuple[str, NDArray[
     height, width = group["data"].shape[-2:]
     axes = (*leading, ("y", np.arange(height) * pixel_A, "Å"), ("x", np.arange(width) * pixel_A, "Å"))
     for number, (name, values, unit) in enumerate(axes, 1):
-        _write(group, f"dim{number}", values, unit)
-        _text_attribute(group[f"dim{number}"], "name", name)
-
-
-def _text_attribute(item: h5py.HLObject, name: str, text: str) -> None:
-    item.attrs.create(name, text.encode(), dtype=h5py.string_dtype("utf-8", max(len(text.encode()), 1)))
-
-
-def _text_array(texts: list[str]) -> NDArray[Any]:
-    encoded = [text.encode() for text in texts]
-    return np.array(encoded, h5py.string_dtype("utf-8", max([1, *map(len, encoded)])))
-
-
-def _text(value: Any) -> str:
-    return value if isinstance(value, str) else bytes(value).decode()
+        write_array(group, f"dim{number}", values, unit)
+        write_text(group[f"dim{number}"], "name", name)
 
 
 def _digest(result: Result) -> str:
     """SHA-256 of all that is in a Result. HDF5's checksums do not cover where the chunks of a dataset are."""
     sha = hashlib.sha256()
-    for field in dataclasses.fields(Result):
-        value = getattr(result, field.name)
-        if isinstance(value, np.ndarray):
-            sha.update(f"{field.name} {value.shape} {value.dtype.str}".encode())
-            sha.update(np.ascontiguousarray(value).data)
-        else:
-            sha.update(f"{field.name} {_plain(value)!r}".encode())
+    _feed(sha.update, result, "")
     return sha.hexdigest()
+
+
+def _feed(update: Callable[[Any], None], record: Any, prefix: str) -> None:
+    """Every field of a record to the checksum; what is None is not there, as in files from before the field existed."""
+    for field in dataclasses.fields(record):
+        name, value = prefix + field.name, getattr(record, field.name)
+        if isinstance(value, np.ndarray):
+            update(f"{name} {value.shape} {value.dtype.str}".encode())
+            update(np.ascontiguousarray(value).data)
+        elif dataclasses.is_dataclass(value):
+            _feed(update, value, f"{name}/")
+        elif value is not None:
+            update(f"{name} {_plain(value)!r}".encode())
 
 
 def _plain(value: Any) -> Any:
@@ -230,7 +224,7 @@ def _imagej(result: Result) -> memoryview:
 
 
 def _check_format(path: Path, file: h5py.File) -> None:
-    found = _text(file.attrs.get("format", b""))
+    found = read_text(file.attrs.get("format", b""))
     if found != FORMAT:
         raise DataError(f"{path}: not a result of ptycho (its format is {found!r}); name a run folder or its {RESULT}")
     version = int(file.attrs["format_version"])
@@ -242,33 +236,23 @@ def _check_format(path: Path, file: h5py.File) -> None:
 
 def _read(file: h5py.File) -> Result:
     stored = [name for name in _HISTORY if name not in _HISTORY_2 or f"history/{name}" in file]
-    columns = [_array(file, f"history/{name}") for name in stored]
+    columns = [read_array(file, f"history/{name}") for name in stored]
     history = tuple(_record(**dict(zip(stored, row, strict=True))) for row in zip(*columns, strict=True))
-    fields: dict[str, Any] = {name: _array(file, dataset) for name, (dataset, *_) in _ARRAYS.items()}
+    fields: dict[str, Any] = {name: read_array(file, dataset) for name, (dataset, *_) in _ARRAYS.items()}
     fields |= {name: float(file.attrs[name]) for name in _SCALARS}
+    fields |= {name: read_record(file, name) for name in _RECORDS}
     return Result(
         **fields,
         history=history,
-        recipe=_text(_array(file, "recipe")[0]),
-        versions={name: _text(value) for name, value in file["versions"].attrs.items()},
+        recipe=read_text(read_array(file, "recipe")[0]),
+        versions={name: read_text(value) for name, value in file["versions"].attrs.items()},
         aberrations={name: float(value) for name, value in file["aberrations"].attrs.items() if name != "units"},
     )
 
 
 def _record(stage: Any, kind: Any, epoch: Any, loss: Any, seconds: Any, held_out: Any = math.nan, note: Any = "") -> EpochRecord:
     known = None if math.isnan(held_out) else float(held_out)
-    return EpochRecord(int(stage), _text(kind), int(epoch), float(loss), float(seconds), known, _text(note))
-
-
-def _array(file: h5py.File, name: str) -> NDArray[Any]:
-    """A dataset of this very file, all of it stored: a damaged header must not ask for more memory than the file has bytes."""
-    data = file[name]
-    if not isinstance(data, h5py.Dataset) or data.file.filename != file.filename or data.external or data.is_virtual:
-        raise ValueError(f"{name} is not stored in the file")
-    needed = math.prod(data.shape) * data.dtype.itemsize
-    if data.id.get_storage_size() < needed or file.id.get_filesize() < needed:
-        raise ValueError(f"{name} is not stored completely")
-    return np.asarray(data[()])
+    return EpochRecord(int(stage), read_text(kind), int(epoch), float(loss), float(seconds), known, read_text(note))
 
 
 def _inconsistency(result: Result) -> str | None:
@@ -282,6 +266,9 @@ def _inconsistency(result: Result) -> str | None:
         return f"{states} states and {slices} slices, but {len(result.occupancy)} occupancies and {len(result.slice_thickness_A)} thicknesses"
     if result.positions_A.shape[1] != 2 or result.tilt_mrad.shape not in ((1, 2), result.positions_A.shape):
         return f"positions have the shape {result.positions_A.shape}, tilts {result.tilt_mrad.shape}"
+    maps = (result.quality.standard_error_rad, result.quality.shot_noise_rad, result.quality.constrained) if result.quality else ()
+    if any(image.shape != result.object.shape[-2:] for image in maps):
+        return f"the maps of quality have the shapes {', '.join(str(image.shape) for image in maps)}, the object {result.object.shape}"
     if not (math.isfinite(result.pixel_A) and result.pixel_A > 0 and np.isfinite(result.positions_A).all()):
         return f"positions are not finite, or the pixel of {result.pixel_A} Å is not positive"
     return None
