@@ -14,6 +14,7 @@ from torch import Tensor
 from ptycho.data import Dataset4D
 from ptycho.loss import Loss
 from ptycho.memory import free_bytes
+from ptycho.views import View
 
 #: Patterns are read and converted in blocks of about this many bytes.
 _BLOCK_BYTES = 16 << 20
@@ -27,14 +28,18 @@ class Patterns:
     """Batches of a data set. They stay in memory if they take less than ``data.memory_GB`` (half of what is free), else they are read ahead.
 
     In memory, whole counts stay whole numbers of 8 or 16 bits. Pixels that the mask leaves out are 0. ``missing`` tells that some other
-    pixels of some patterns are NaN, not measured.
+    pixels of some patterns are NaN, not measured. ``view`` makes them coarser; ``mask`` (ky, kx), zero frequency in the centre, and
+    ``mean_electrons`` per pattern are then those of the view, ``electrons_per_pixel`` remains that of the detector.
     """
 
-    def __init__(self, data: Dataset4D, device: torch.device) -> None:
-        self.data, self.device = data, device
-        self.shape = data.pattern_shape
+    def __init__(self, data: Dataset4D, device: torch.device, view: View | None = None) -> None:
+        self.data, self.device, self.view = data, device, view
+        self.shape = data.pattern_shape if view is None else view.shape
         survey = data.survey()
-        self._masked = np.fft.ifftshift(~data.mask)
+        self.mask = data.mask if view is None else view.mask(data.mask)
+        self.mean_electrons = survey.mean_electrons if view is None else _seen(survey.mean_pattern, view, self.mask)
+        self.electrons_per_pixel = survey.mean_electrons / (data.pattern_shape[0] * data.pattern_shape[1])
+        self._masked = np.fft.ifftshift(~self.mask)
         self._adu = np.float32(data.preparation.adu_per_electron)
         self._unit = np.float32(1)
         self._buffer = self._stored = torch.empty(0, device=device)
@@ -104,7 +109,10 @@ class Patterns:
                     future.cancel()
 
     def _read(self, index: NDArray[np.int64]) -> NDArray[np.float32]:
-        patterns = np.fft.ifftshift(self.data.patterns(index), axes=(-2, -1))
+        seen = self.data.patterns(index)
+        if self.view is not None:
+            seen = self.view.apply(seen)
+        patterns = np.fft.ifftshift(seen, axes=(-2, -1))
         patterns[:, self._masked] = 0
         return patterns
 
@@ -151,8 +159,14 @@ class Patterns:
         return 255 if stored.dtype == torch.uint8 else -1
 
     def _blocks(self) -> list[NDArray[np.int64]]:
-        step = max(1, _BLOCK_BYTES // (4 * self.shape[0] * self.shape[1]))
+        height, width = self.data.pattern_shape
+        step = max(1, _BLOCK_BYTES // (4 * height * width))
         return [np.arange(start, min(start + step, len(self))) for start in range(0, len(self), step)]
+
+
+def _seen(mean_pattern: NDArray[np.floating], view: View, mask: NDArray[np.bool_]) -> float:
+    """Electrons per pattern that the view catches."""
+    return float(view.apply(np.nan_to_num(mean_pattern).astype(np.float32)[None])[0][mask].sum(dtype=np.float64))
 
 
 def _packed(patterns: NDArray[np.float32], kind: np.dtype[np.generic], unit: np.float32) -> NDArray[np.generic] | None:

@@ -15,6 +15,7 @@ import torch
 from numpy.typing import NDArray
 
 from ptycho.data import Dataset4D
+from ptycho.defaults import default_stages
 from ptycho.errors import DataError, DivergedError, OutOfMemoryError, PtychoError, RecipeError
 from ptycho.explain import suggestion
 from ptycho.halves import Half, two_halves
@@ -31,7 +32,10 @@ from ptycho.report import report
 from ptycho.residual import residual_by_angle
 from ptycho.result import EpochRecord, Result
 from ptycho.runfolder import RunFolder
-from ptycho.start import Known, ModelOptions, start
+from ptycho.solvers import Solver
+from ptycho.stages import carry_over, options_of, seen_through, view_of
+from ptycho.start import Known, ModelOptions, check_probe_fits, start
+from ptycho.views import View
 
 logger = logging.getLogger("ptycho")
 
@@ -83,7 +87,7 @@ def reconstruct(
 def run(job: Job) -> Result:
     """Carry out a job; the run folder, if there is one, tells how it stands at any moment.
 
-    The folder appears when data, recipe and model are known to be sound: what is wrong with them leaves nothing behind.
+    The folder appears when data and recipe are known to be sound: what is wrong with them leaves nothing behind.
     """
     with _memory_told():
         prepared = _prepare(job)
@@ -116,33 +120,35 @@ def run(job: Job) -> Result:
 
 @dataclass(frozen=True)
 class _Prepared:
-    """What a run begins with: the patterns that are used, the recipe with nothing left open, the model."""
+    """What a run begins with: the patterns that are used, the recipe with nothing left open, what is known of probe and object."""
 
     data: Dataset4D
     recipe: Recipe
-    model: Ptychography
+    known: Known
 
 
 def _prepare(job: Job) -> _Prepared:
     # Not one empty or damaged pattern is to be fitted: all of them are looked at, however large the file.
     data = replace(job.data, survey_all=True).without_bad_frames()
-    options = job.recipe.model
+    geometry, options = data.geometry, job.recipe.model
     recipe = job.recipe.completed(job.data, data.pixel_invA.value)
+    if not recipe.solve:
+        few = choose_loss("auto", data.survey().mean_electrons / (data.pattern_shape[0] * data.pattern_shape[1])) == "poisson"
+        recipe = recipe.model_copy(update={"solve": default_stages(geometry, options, few)})
     if job.folder is not None:
         output = recipe.output.model_copy(update={"directory": str(job.folder.path.absolute())})
         recipe = recipe.model_copy(update={"output": output})
-    return _Prepared(data, recipe, _model(data, options, job.device))
-
-
-def _model(data: Dataset4D, options: ModelOptions, device: torch.device) -> Ptychography:
-    geometry = data.geometry
-    return start(geometry, options, data.survey().mean_electrons, data.mask, _known(options, geometry.positions_A)).to(device)
+    known = _known(options, geometry.positions_A)
+    # What is wrong with a later stage is told before the first one begins.
+    for solver in recipe.solve:
+        check_probe_fits(seen_through(geometry, view_of(data.pattern_shape, solver.bin, solver.detector_px)), options, known)
+    return _Prepared(data, recipe, known)
 
 
 def _carry_out(job: Job, prepared: _Prepared) -> Result:
     for warning in _warnings(job, prepared):
         logger.warning(warning)
-    logger.info(_summary(prepared.data, prepared.model))
+    logger.info(_summary(prepared.data))
     with _memory_told():
         return _reconstructed(job, prepared)
 
@@ -152,11 +158,10 @@ def _warnings(job: Job, prepared: _Prepared) -> list[str]:
 
 
 def _reconstructed(job: Job, prepared: _Prepared) -> Result:
-    data, model, geometry = prepared.data, prepared.model, prepared.data.geometry
-    patterns = Patterns(data, job.device)
-    history = _solve(job, prepared.recipe, model, patterns)
+    geometry = prepared.data.geometry
+    model, patterns, history = _solve(job, prepared)
     result = Result.of(model, history, prepared.recipe.text(), geometry.voltage_kV, geometry.semiangle_mrad, geometry.aberrations)
-    return replace(result, residual=residual_by_angle(model, patterns, geometry))
+    return replace(result, residual=residual_by_angle(model, patterns, seen_through(geometry, patterns.view)))
 
 
 def _judged(job: Job, prepared: _Prepared, whole: Result) -> Result:
@@ -171,20 +176,20 @@ def _judged(job: Job, prepared: _Prepared, whole: Result) -> Result:
     for number, half in enumerate(halves, 1):
         logger.info(f"half {number} of 2: {'every second electron' if by == 'electrons' else 'every second position'}, drawn by chance")
         with _memory_told():
-            results.append(_reconstructed(replace(_third(job, number), folder=None), _prepared_half(job, prepared, half, number)))
+            results.append(_reconstructed(replace(_third(job, number), folder=None), _prepared_half(prepared, half, number)))
     quality = assess(whole, (results[0], results[1]), (halves[0].positions, halves[1].positions), by)
     logger.info(quality.summary())
     return replace(whole, quality=quality)
 
 
-def _prepared_half(job: Job, prepared: _Prepared, half: Half, number: int) -> _Prepared:
+def _prepared_half(prepared: _Prepared, half: Half, number: int) -> _Prepared:
     """The same run on half of the data: with the loss that the whole has, and batches of its own."""
     survey, options = prepared.data.survey(), prepared.recipe.model
     per_pixel = survey.mean_electrons / prepared.data.pattern_shape[0] / prepared.data.pattern_shape[1]
     solve = tuple(replace(s, loss=choose_loss(s.loss, per_pixel), seed=s.seed + number) for s in prepared.recipe.solve)
     options = replace(options, background_e=options.background_e * half.electrons)
     recipe = prepared.recipe.model_copy(update={"model": options, "solve": solve})
-    return _Prepared(half.data, recipe, _model(half.data, options, job.device))
+    return _Prepared(half.data, recipe, prepared.known)
 
 
 def _third(job: Job, number: int) -> Job:
@@ -209,14 +214,16 @@ def _memory_told() -> Iterator[None]:
         raise OutOfMemoryError(f"out of memory: {error}; {what}") from None
 
 
-def _solve(job: Job, recipe: Recipe, model: Ptychography, patterns: Patterns) -> tuple[EpochRecord, ...]:
-    """All stages, one after the other."""
+def _solve(job: Job, prepared: _Prepared) -> tuple[Ptychography, Patterns, tuple[EpochRecord, ...]]:
+    """All stages, one after the other; the model and the patterns of the last one, and what happened."""
+    recipe = prepared.recipe
     total = sum(solver.epochs for solver in recipe.solve)
     history: list[EpochRecord] = []
     workers, began = torch.get_num_threads(), time.perf_counter()
-    split = _split(recipe, model)
+    stages, split = _Stages(prepared, job.device), None
     for stage, solver in enumerate(recipe.solve):
-        done = len(history)
+        model, patterns = stages.enter(solver)
+        split, done = split or _split(recipe, model), len(history)
         for epoch in solver.run(model, patterns, workers, split):
             seconds, began = time.perf_counter() - began, time.perf_counter()
             record = EpochRecord(stage, solver.kind, len(history) + 1, epoch.loss, seconds, epoch.held_out, epoch.note)
@@ -230,7 +237,35 @@ def _solve(job: Job, recipe: Recipe, model: Ptychography, patterns: Patterns) ->
         total -= solver.epochs - (len(history) - done)
     if not bool(torch.isfinite(torch.view_as_real(model.object.transmission.detach())).all()):
         raise DivergedError("the object holds numbers that are not finite; use smaller steps, check defocus, step and flips")
-    return tuple(history)
+    return model, patterns, tuple(history)
+
+
+class _Stages:
+    """The model and the patterns as each stage sees them; both stay as long as nothing about them changes."""
+
+    def __init__(self, prepared: _Prepared, device: torch.device) -> None:
+        self.data, self.options, self.known, self.device = prepared.data, prepared.recipe.model, prepared.known, device
+        self._view: View | None = None
+        self._patterns: Patterns | None = None
+        self._model: Ptychography | None = None
+        self._options = self.options
+
+    def enter(self, solver: Solver) -> tuple[Ptychography, Patterns]:
+        """What ``solver`` works on: the state of the stage before, on the grid, in the slices and modes that it asks for."""
+        view = view_of(self.data.pattern_shape, solver.bin, solver.detector_px)
+        before = self._model
+        if self._patterns is None or view != self._view:
+            self._patterns = Patterns(self.data, self.device, view)
+            self._view, self._model = view, None
+        have = 0 if before is None else len(before.probe.wave)
+        options = options_of(self.options, view, solver.slices, solver.probe_modes or max(have, self.options.probe_modes))
+        if self._model is None or options != self._options:
+            geometry = seen_through(self.data.geometry, view)
+            fresh = start(geometry, options, self._patterns.mean_electrons, self._patterns.mask, self.known).to(self.device)
+            self._model = fresh if before is None else carry_over(before, fresh, self.data.geometry)
+            self._options = options
+            logger.info(_grid(self._model))
+        return self._model, self._patterns
 
 
 def _split(recipe: Recipe, model: Ptychography) -> Split:
@@ -313,12 +348,18 @@ def _mean_pattern(path: str) -> NDArray[np.float32]:
     return np.asarray(read(path).survey().mean_pattern, dtype=np.float32)
 
 
-def _summary(data: Dataset4D, model: Ptychography) -> str:
+def _summary(data: Dataset4D) -> str:
     """One line that says what is being reconstructed."""
     survey, geometry = data.survey(), data.geometry
-    states, slices, height, width = model.object.transmission.shape
     dose = survey.mean_electrons * data.n_positions / max(geometry.scan_area_A2, 1e-9)
     return (
         f"{data.name}: {data.n_positions} patterns of {data.pattern_shape[0]} x {data.pattern_shape[1]}, {survey.mean_electrons:.0f} electrons each "
-        f"({dose:.0f} per Å2), pixel {model.pixel_A:.4f} Å, object {states} x {slices} x {height} x {width}, probe modes {len(model.probe.wave)}"
+        f"({dose:.0f} per Å2)"
     )
+
+
+def _grid(model: Ptychography) -> str:
+    """One line that says what a stage computes with."""
+    states, slices, height, width = model.object.transmission.shape
+    shape, modes = model.detector.mask.shape, len(model.probe.wave)
+    return f"patterns of {shape[0]} x {shape[1]}, pixel {model.pixel_A:.4f} Å, object {states} x {slices} x {height} x {width}, probe modes {modes}"

@@ -106,7 +106,7 @@ class Recipe(Section):
     scan: ScanSection = ScanSection()
     detector: DetectorSection = DetectorSection()
     model: ModelOptions = ModelOptions()
-    solve: tuple[AnySolver, ...] = (Gradient(),)
+    solve: tuple[AnySolver, ...] = ()
     output: OutputSection = OutputSection()
 
     @classmethod

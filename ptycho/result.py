@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 
 from ptycho.aberrations import Aberration, Aberrations, name_aberrations
 from ptycho.quality import Quality, Residual
+from ptycho.unwrap import unwrap_peaks
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -100,8 +101,8 @@ class Result:
 
     @cached_property
     def phase(self) -> NDArray[np.float32]:
-        """Phase of the mean transmission of the object states, float32 (slices, y, x), rad, in (-pi, pi]."""
-        return np.asarray(np.angle(self._mean_transmission), np.float32)
+        """Phase of the mean transmission of the object states, float32 (slices, y, x), rad; peaks beyond pi are put back on top."""
+        return unwrap_peaks(np.angle(self._mean_transmission))
 
     @cached_property
     def amplitude(self) -> NDArray[np.float32]:

@@ -89,6 +89,11 @@ class ModelOptions:
             raise RecipeError(f"slice_thickness_A has {len(given)} numbers for slices = {self.slices}; give one number or {self.slices}")
         return given
 
+    @property
+    def entrance_A(self) -> float:
+        """Depth of the first slice's middle below the entrance surface, to which the defocus refers; 0 for a single slice."""
+        return self.thicknesses_A[0] / 2 if self.slices > 1 else 0.0
+
 
 @dataclass(frozen=True)
 class Known:
@@ -141,6 +146,11 @@ def start(geometry: Geometry, options: ModelOptions, electrons: float, mask: NDA
     )
 
 
+def canvas_origin_A(geometry: Geometry, size: int, pixel_A: float) -> NDArray[np.float64]:
+    """Where the object's pixel [0, 0] lies in the scan's frame, (y, x) in Å: a window's half and the margin before the first position."""
+    return np.asarray(geometry.positions_A.min(0) - (size // 2 + _MARGIN) * pixel_A, np.float64)
+
+
 def place_positions(positions_px: NDArray[np.float64], size: int) -> tuple[Tensor, tuple[int, int]]:
     """Positions (N, 2) on a canvas that holds every window with a margin, and the canvas's shape (y, x)."""
     placed = positions_px - positions_px.min(0) + size // 2 + _MARGIN
@@ -158,21 +168,27 @@ def probe_diameter_A(geometry: Geometry, depth_A: float = 0.0) -> float:
     return 2 * blur * alpha + 1.2 * geometry.wavelength_A / alpha
 
 
-def _probe(geometry: Geometry, options: ModelOptions, size: int, pixel_A: float, electrons: float, known: Known) -> Tensor:
-    """Probe modes, complex64 (modes, y, x), with ``electrons`` in all."""
-    depth = sum(options.thicknesses_A[:-1])
-    diameter, window_A = probe_diameter_A(geometry, depth), size * pixel_A
+def check_probe_fits(geometry: Geometry, options: ModelOptions, known: Known) -> None:
+    """Raise RecipeError when the simulated window cannot hold the probe."""
+    diameter, window_A = probe_diameter_A(geometry, sum(options.thicknesses_A[:-1])), options.oversample / geometry.pixel_invA
     if diameter > window_A and known.probe is None:
         wider = math.ceil(1.2 * diameter / window_A * options.oversample)
         remedy = f", or simulate a wider one with oversample = {wider} in [model]" if wider <= 4 else ""
         raise RecipeError(f"the probe is {diameter:.0f} Å wide and the window {window_A:.0f} Å: check defocus_A, bin less{remedy}")
+
+
+def _probe(geometry: Geometry, options: ModelOptions, size: int, pixel_A: float, electrons: float, known: Known) -> Tensor:
+    """Probe modes, complex64 (modes, y, x), with ``electrons`` in all."""
+    check_probe_fits(geometry, options, known)
     if known.probe is not None:
-        wave = _resample_probe(torch.from_numpy(known.probe), size, known.probe_pixel_A, pixel_A)
+        wave = fit_window(torch.from_numpy(known.probe), size, known.probe_pixel_A, pixel_A)
     elif known.vacuum is not None:
         wave = _probe_from_vacuum(geometry, known.vacuum, size, pixel_A, options.oversample)[None]
     else:
         edge = options.aperture_edge_px * options.oversample
-        wave = probe_wave(size, pixel_A, geometry.wavelength_A, geometry.semiangle_mrad, geometry.aberrations, edge)[None]
+        # A slice acts in its middle, where the underfocus is smaller than at the entrance surface.
+        terms = (*geometry.aberrations, Aberration(1, 0, options.entrance_A)) if options.entrance_A else geometry.aberrations
+        wave = probe_wave(size, pixel_A, geometry.wavelength_A, geometry.semiangle_mrad, terms, edge)[None]
     wave = wave * math.sqrt(electrons) / torch.linalg.vector_norm(wave)
     return seed_modes(wave, options.probe_modes).to(torch.complex64)
 
@@ -194,8 +210,8 @@ def _probe_from_vacuum(geometry: Geometry, vacuum: NDArray[np.float32], size: in
     return torch.fft.fftshift(torch.fft.ifft2(spectrum, norm="ortho"))
 
 
-def _resample_probe(wave: Tensor, size: int, pixel_A: float, wanted_A: float) -> Tensor:
-    """A probe (modes, n, n) of another run on this run's grid: cropped or padded in both spaces."""
+def fit_window(wave: Tensor, size: int, pixel_A: float, wanted_A: float) -> Tensor:
+    """Waves (modes, n, n) of pixel ``pixel_A`` in a window of ``size`` pixels of ``wanted_A``: cropped or padded in both spaces."""
     # In reciprocal space the window's extent is 1 / pixel: crop or pad there to the wanted pixel, then in real space to the size.
     count = round(wave.shape[-1] * pixel_A / wanted_A)
     spectrum = _fit(torch.fft.fftshift(torch.fft.fft2(torch.fft.ifftshift(wave, dim=(-2, -1))), dim=(-2, -1)), count)
@@ -238,8 +254,7 @@ def _earlier_logarithm(geometry: Geometry, options: ModelOptions, canvas: tuple[
     if len(earlier) != options.slices:
         share = np.array(options.thicknesses_A) / sum(options.thicknesses_A)
         earlier = earlier.sum(0) * share[:, None, None]
-    # The canvas's pixel 0 in the scan's frame: the first window's margin and half-width before the smallest position.
-    origin = geometry.positions_A.min(0) - (size // 2 + _MARGIN) * pixel_A
+    origin = canvas_origin_A(geometry, size, pixel_A)
     axes = [(origin[i] + np.arange(canvas[i]) * pixel_A - known.object_origin_A[i]) / known.object_pixel_A for i in (0, 1)]
     places = np.meshgrid(*axes, indexing="ij")
     sampled = np.stack([map_coordinates(part, places, order=1) for part in earlier])

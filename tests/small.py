@@ -5,7 +5,6 @@ from __future__ import annotations
 import copy
 import math
 from collections.abc import Iterator
-from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -90,7 +89,7 @@ class Counts:
         self.counts, self.shape = counts, tuple(counts.shape[1:])
         self.missing = bool(torch.isnan(counts).any())
         mean = float(torch.nan_to_num(counts).sum((1, 2)).mean())
-        self.data = SimpleNamespace(survey=lambda: SimpleNamespace(mean_electrons=mean))
+        self.mean_electrons, self.electrons_per_pixel = mean, mean / (self.shape[0] * self.shape[1])
 
     def __len__(self) -> int:
         return len(self.counts)

@@ -169,15 +169,12 @@ def test_memory(data: ptycho.Dataset4D, tmp_path: Path, monkeypatch: pytest.Monk
     def fail(*_: Any) -> None:
         raise torch.OutOfMemoryError("CUDA out of memory.")
 
-    monkeypatch.setattr("ptycho.pipeline.start", fail)
-    with pytest.raises(OutOfMemoryError, match="bin the patterns"):
-        reconstruct(data, epochs=1, output=tmp_path / "run")
-    assert not (tmp_path / "run").exists()
-    monkeypatch.undo()
-    monkeypatch.setattr("ptycho.pipeline.Patterns", fail)
-    with pytest.raises(OutOfMemoryError):
-        reconstruct(data, epochs=1, output=tmp_path / "run")
-    assert json.loads((tmp_path / "run" / "status.json").read_text())["code"] == 6
+    for step in ("Patterns", "start"):
+        monkeypatch.setattr(f"ptycho.pipeline.{step}", fail)
+        with pytest.raises(OutOfMemoryError, match="bin the patterns"):
+            reconstruct(data, epochs=1, output=tmp_path / step)
+        assert json.loads((tmp_path / step / "status.json").read_text())["code"] == 6
+        monkeypatch.undo()
 
 
 def test_earlier_probe_and_vacuum(data: ptycho.Dataset4D, tmp_path: Path) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import ClassVar, Protocol
 
 import numpy as np
@@ -13,7 +13,7 @@ from torch import Tensor
 
 from ptycho.adjoint import Likelihood
 from ptycho.batches import hilbert_order, stratified_batches
-from ptycho.constraint import Constraints, OrthogonalModes, PositivePhase, ProbePower, PurePhase
+from ptycho.constraint import Constraints, OrthogonalModes, PositivePhase, ProbePower, PurePhase, SliceSmoothing
 from ptycho.errors import RecipeError
 from ptycho.holdout import Split
 from ptycho.loss import Loss, LossName, choose_loss
@@ -27,6 +27,10 @@ from ptycho.threads import single_threaded
 _MEASURED_EVERY = 4
 #: Patterns that are looked at after each epoch to see whether the run diverges.
 _SAMPLE = 8
+#: Slices are smoothed along the beam with a Gaussian of this share of the depth of field, finer than what the data tell apart.
+_SMOOTHING = 0.1
+#: The least value of each whole number of the settings.
+_LEAST = {"epochs": 1, "batch": 0, "chunk": 0, "seed": 0, "bin": 1, "detector_px": 0, "slices": 0, "probe_modes": 0}
 
 
 @dataclass(frozen=True)
@@ -111,6 +115,9 @@ class Settings:
     ``epochs`` passes over the data in batches of ``batch`` patterns (0: all at once); ``loss`` auto is Poisson below about 5 electrons
     per pixel and amplitude above; ``floor_e`` electrons per pixel are added to model and data (Poisson: keeps dark pixels in bounds);
     ``power`` is the exponent of the power loss; ``chunk`` patterns are computed at a time (0: what suits the cache).
+
+    What a stage computes with: ``bin`` x ``bin`` detector pixels as one (a smaller window), the central ``detector_px`` of them (0: all; fewer
+    make a coarser object), the specimen in ``slices`` equal slices and ``probe_modes`` modes (0: as the model says). The next stage takes over.
     """
 
     __pydantic_config__: ClassVar = {"extra": "forbid", "allow_inf_nan": False}  # for recipe.py
@@ -122,30 +129,38 @@ class Settings:
     power: float = 0.5
     chunk: int = 0
     seed: int = 0
+    bin: int = 1
+    detector_px: int = 0
+    slices: int = 0
+    probe_modes: int = 0
     update: Updates = field(default_factory=Updates)
     constraints: Constraints | None = None
     stop: Stop = field(default_factory=Stop)
 
     def __post_init__(self) -> None:
-        for name, value, least in (("epochs", self.epochs, 1), ("batch", self.batch, 0), ("chunk", self.chunk, 0), ("seed", self.seed, 0)):
-            if value < least:
-                raise RecipeError(f"{name} = {value}: at least {least} is needed")
+        for name, least in _LEAST.items():
+            if getattr(self, name) < least:
+                raise RecipeError(f"{name} = {getattr(self, name)}: at least {least} is needed")
         if not self.floor_e >= 0 or not 0 < self.power <= 1:
             raise RecipeError(f"floor_e = {self.floor_e}, power = {self.power}: floor_e >= 0 and 0 < power <= 1 are needed")
 
     def loss_for(self, patterns: Patterns) -> Loss:
         """The loss that ``auto`` stands for with these data."""
-        survey = patterns.data.survey()
-        name = choose_loss(self.loss, survey.mean_electrons / (patterns.shape[0] * patterns.shape[1]))
+        name = choose_loss(self.loss, patterns.electrons_per_pixel)
         return Loss(name, self.floor_e if name == "poisson" else 0.0, self.power)
 
-    def constraints_for(self, loss: Loss) -> Constraints:
-        """The constraints that act: the given ones, or those that suit the loss."""
-        return self.constraints if self.constraints is not None else default_constraints(loss)
+    def constraints_for(self, loss: Loss, model: Ptychography) -> Constraints:
+        """The constraints that act: the given ones, or those that suit the loss and the model."""
+        if self.constraints is not None:
+            return self.constraints
+        constraints = default_constraints(loss.name == "poisson")
+        if model.object.transmission.shape[1] == 1:
+            return constraints
+        return replace(constraints, slice_smoothing=SliceSmoothing(sigma_A=_SMOOTHING * depth_of_field_A(model)))
 
-    def last_start(self, loss: Loss) -> int:
+    def last_start(self, loss: Loss, model: Ptychography) -> int:
         """The epoch from which on all that will be updated or imposed is."""
-        acting = (constraint for constraint in vars(self.constraints_for(loss)).values() if constraint is not None)
+        acting = (constraint for constraint in vars(self.constraints_for(loss, model)).values() if constraint is not None)
         return max(*vars(self.update).values(), *(constraint.start for constraint in acting), 1)
 
     def run(self, model: Ptychography, patterns: Patterns, workers: int = 1, split: Split | None = None) -> Iterator[Epoch]:
@@ -158,18 +173,22 @@ class Settings:
         raise NotImplementedError
 
 
-def default_constraints(loss: Loss) -> Constraints:
-    """What acts when the recipe says nothing of constraints.
+def default_constraints(few_counts: bool) -> Constraints:
+    """What acts on a thin object when the recipe says nothing of constraints.
 
     Few counts: a positive pure phase, half the unknowns for the same information. Many: positive phase, free amplitude.
     """
-    few = loss.name == "poisson"
     return Constraints(
-        pure_phase=PurePhase() if few else None,
+        pure_phase=PurePhase() if few_counts else None,
         positive_phase=PositivePhase(),
-        probe_power=None if few else ProbePower(),
+        probe_power=None if few_counts else ProbePower(),
         orthogonal_modes=OrthogonalModes(),
     )
+
+
+def depth_of_field_A(model: Ptychography) -> float:
+    """lambda / alpha^2 in Å, from the extent of the probe's spectrum."""
+    return 1 / (model.propagator.wavelength_A * (2 * model.probe.width_invA) ** 2)
 
 
 def run(settings: Settings, engine: Likelihood, patterns: Patterns, split: Split) -> Iterator[Epoch]:
@@ -184,10 +203,11 @@ def run(settings: Settings, engine: Likelihood, patterns: Patterns, split: Split
 
 
 def _epochs(settings: Settings, engine: Likelihood, patterns: Patterns, split: Split) -> Iterator[Epoch]:
-    model, watch = engine.model, Watch(settings.stop, settings.last_start(engine.loss))
+    model = engine.model
+    watch = Watch(settings.stop, settings.last_start(engine.loss, model))
     passes = _Passes(settings, engine, patterns, split)
     judge = Judge(engine, patterns, split, settings.floor_e) if len(split.held) > 1 else None
-    rescue = Rescue(model, passes.state(), patterns.data.survey().mean_electrons / (patterns.shape[0] * patterns.shape[1]))
+    rescue = Rescue(model, passes.state(), patterns.mean_electrons / (patterns.shape[0] * patterns.shape[1]))
     step = settings.step(engine, split, 1.0)
     best = rescue.good
     for epoch in range(1, settings.epochs + 1):
@@ -225,7 +245,7 @@ class _Passes:
 
     def __init__(self, settings: Settings, engine: Likelihood, patterns: Patterns, split: Split) -> None:
         self.settings, self.engine, self.patterns = settings, engine, patterns
-        self.constraints = settings.constraints_for(engine.loss)
+        self.constraints = settings.constraints_for(engine.loss, engine.model)
         self.order = split.train[hilbert_order(engine.model.positions.value_px.detach().cpu().numpy()[split.train])]
         self.batch = min(settings.batch, len(self.order)) or len(self.order)
         self.least = patterns.least(engine.loss, engine.model.detector.mask)

@@ -61,7 +61,7 @@ class Nesterov(Step):
         self.velocity = torch.zeros_like(self.model.object.transmission.data)
         self.probe_velocity = torch.zeros_like(self.model.probe.wave.data)
         self.refinement = Refinement(self.model, engine.loss.natural_step * factor)
-        constraints = settings.constraints_for(engine.loss)
+        constraints = settings.constraints_for(engine.loss, self.model)
         self.pure_phase = constraints.pure_phase is not None
         self.mean_phase = constraints.positive_phase.mean_phase_rad if constraints.positive_phase is not None else 0.0
 

@@ -69,7 +69,7 @@ class LeastSquares(Step):
         self.settings, self.engine, self.model, self.factor = settings, engine, engine.model, factor
         self.train = torch.from_numpy(split.train).to(engine.device)
         self.refinement = Refinement(self.model, engine.loss.natural_step * factor)
-        self.tangent = Tangent.of(settings.constraints_for(engine.loss))
+        self.tangent = Tangent.of(settings.constraints_for(engine.loss, engine.model))
         self.curvature = Curvature(engine, exact=False)
         self.velocity = torch.zeros_like(self.model.object.transmission.data) if settings.momentum else None
         #: Of the object, the probe, or both, as they are due.

@@ -72,7 +72,7 @@ class SubspaceGradients(Step):
         self.settings, self.engine, self.model, self.factor = settings, engine, engine.model, factor
         self.train = torch.from_numpy(split.train).to(engine.device)
         self.refinement = Refinement(self.model, engine.loss.natural_step * factor)
-        self.tangent = Tangent.of(settings.constraints_for(engine.loss))
+        self.tangent = Tangent.of(settings.constraints_for(engine.loss, engine.model))
         self.curvature = Curvature(engine, settings.exact_curvature)
         self.gradient = torch.zeros_like(self.model.object.transmission.data)
         self.probe_gradient = torch.zeros_like(self.model.probe.wave.data)

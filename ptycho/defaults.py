@@ -1,0 +1,39 @@
+"""The stages of a run whose recipe names none: coarse first, then all that was measured."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+from ptycho.constraint import Constraints, SliceSmoothing
+from ptycho.geometry import Geometry
+from ptycho.solvers import Gradient
+from ptycho.solvers.base import default_constraints
+from ptycho.stages import coarse_view
+from ptycho.start import ModelOptions
+
+#: While a thick object finds its columns its slices are all but one: smoothed over this many depths of field.
+_TOGETHER = 2.5
+#: Then slices go their own ways, and at the end as far as the data tell them apart.
+_APART, _FREE = 0.4, 0.1
+
+
+def default_stages(geometry: Geometry, options: ModelOptions, few_counts: bool) -> tuple[Gradient, ...]:
+    """What suits the geometry; ``few_counts`` is whether the loss will be Poisson's.
+
+    A thin object converges in a few passes, the first of them on a coarse grid. A thick one started flat sits for many passes on a plateau
+    where each slice takes what it can of the low-order beams; it falls through it when the slices move together and the batches are
+    small, and on a coarse grid a pass costs a tenth. (Measured on 20 nm of SrTiO3: with slices free to differ from the start it stays there.)
+    """
+    view = coarse_view(geometry, sum(options.thicknesses_A) if options.slices > 1 else 0.0)
+    bins, size = (view.bin, view.shape[0]) if view is not None else (1, 0)
+    if options.slices == 1:
+        first = Gradient(epochs=4, memory=(0.1, 0.2), bin=bins, detector_px=size)
+        return (Gradient(),) if view is None else (first, Gradient(epochs=8, memory=(0.2, 1.0)))
+    depth_A = 1 / (geometry.wavelength_A * geometry.aperture_invA**2)
+
+    def smoothed(share: float) -> Constraints:
+        return replace(default_constraints(few_counts), slice_smoothing=SliceSmoothing(sigma_A=float(f"{share * depth_A:.3g}")))
+
+    together = Gradient(epochs=24, batch=16, memory=(0.1, 0.5), constraints=smoothed(_TOGETHER), bin=bins, detector_px=size)
+    apart = Gradient(epochs=16, batch=16, memory=(0.3, 1.0), constraints=smoothed(_APART), bin=bins, detector_px=size)
+    return together, apart, Gradient(epochs=10, batch=32, memory=(0.5, 1.0), constraints=smoothed(_FREE))
