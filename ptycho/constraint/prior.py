@@ -4,11 +4,12 @@ Each is a negative log-probability R(ln O) and acts as a proximal step in the me
 
     sum over pixels of light |ln O - ln O found|^2 + R(ln O),
 
-with ``light`` the electrons that fall on a pixel in the whole scan. The first term is the log-likelihood about its maximum: a phase is known to
-1 / (2 light) at best, half of what an ideal phase plate gives (Dwyer & Paganin, Phys. Rev. B 110 (2024) 024110). A solver that has come to rest
-between two such steps, or that moves by the preconditioned gradient, rests at the most probable object (Combettes & Wajs, Multiscale Model.
-Simul. 4 (2005) 1168): neither the number of epochs nor the batch counts, and the prior fades as the dose rises. R counts one
-independent value per Å^2 of a slice, or per Å^3 between slices, so that neither pixels nor the number of slices count.
+with ``light`` the electrons that fall on a pixel in the whole scan. The first term is the log-likelihood about its maximum: the variance of a
+phase is 1 / (2 light) at best, twice that of an ideal phase plate (Dwyer & Paganin, Phys. Rev. B 110 (2024) 024110). A solver that comes
+to rest between two such steps, or that moves by the preconditioned gradient, rests at the most probable object (Combettes & Wajs,
+Multiscale Model. Simul. 4 (2005) 1168): neither the number of epochs nor the batch counts, and the prior fades as the dose rises. That
+is so with ``every`` = 1; a prior that acts more rarely is weaker. R counts one independent value per Å^2 of a slice, or per Å^3 between slices,
+so that neither pixels nor the number of slices count.
 """
 
 from __future__ import annotations
@@ -75,8 +76,8 @@ class Tikhonov(_Gradients):
     """Slopes are normally distributed with this standard deviation: smooth everywhere.
 
     R = half the integral of (|grad ln O| / xy)^2 over the area, with a variance xy^2 (that of the projected phase) that slices share by their
-    thickness, + half that of (d/dz (ln O / thickness) / z)^2 over the volume, in Å. The light is taken as its mean over the scanned field, which
-    makes the first a filter, 1 / (1 + (k / k_0)^2), that halves k_0 = xy sqrt(2 dose) / (2 pi).
+    thickness, + half that of (d/dz (ln O / thickness) / z)^2 over the volume, in Å. The light is taken as its mean over the scanned field,
+    which for one slice makes the first a filter 1 / (1 + (k / k_0)^2) with k_0 = xy sqrt(2 dose) / (2 pi), in Å^-1 for a dose per Å^2.
     """
 
     def apply(self, model: Ptychography) -> None:
