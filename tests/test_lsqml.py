@@ -10,6 +10,7 @@ from ptycho.adjoint import Likelihood, Wants
 from ptycho.constraint import Constraints, PositivePhase, PurePhase
 from ptycho.curvature import Curvature, Direction
 from ptycho.errors import RecipeError
+from ptycho.holdout import Split
 from ptycho.loss import Loss
 from ptycho.solvers import LSQML, Updates
 from ptycho.solvers.tangent import Tangent
@@ -80,8 +81,21 @@ def test_the_object_does_not_depend_on_the_dose_without_noise():
 def test_momentum_takes_it_further():
     truth = make()
     counts = counts_of(truth)
-    plain, fast = (solve(LSQML(epochs=4, object_step=(0.4, 0.4), momentum=m, update=Updates(probe=0)), empty(truth), counts)[-1] for m in (0, 0.5))
+    plain, fast = (solve(LSQML(epochs=4, memory=(0.4, 0.4), momentum=m, update=Updates(probe=0)), empty(truth), counts)[-1] for m in (0, 0.5))
     assert fast < plain
+
+
+def test_annealing_lengthens_the_memory_until_there_is_nothing_to_lengthen():
+    model = empty(make(scan=(4, 4)))
+    settings = LSQML(epochs=100, memory=(0.1, 10.0))
+    step, steps = settings.step(Likelihood(model, Loss("amplitude")), Split.whole(16), 1.0), []
+    for epoch in range(1, 10):
+        step.start_epoch(epoch, Updates().due(epoch))
+        steps.append(step.memory)
+        if not step.anneal():
+            break
+    assert len(steps) == 5
+    assert steps == sorted(steps) and steps[-1] == pytest.approx(10.0)
 
 
 def test_a_pure_phase_object_stays_one_through_the_batches():
@@ -116,7 +130,7 @@ def test_inwards_keeps_what_is_positive_and_what_no_detector_sees():
 @pytest.mark.parametrize(
     ("options", "words"),
     [
-        ({"object_step": (0.0, 0.1)}, "object_step"),
+        ({"memory": (0.0, 0.1)}, "memory"),
         ({"momentum": 1.0}, "momentum = 1.0"),
         ({"illumination_floor": 0.0}, "illumination_floor = 0.0"),
         ({"measured_every": 0}, "measured_every = 0"),

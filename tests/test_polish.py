@@ -5,10 +5,13 @@ import itertools
 
 import pytest
 import torch
-from small import Counts, correlation, counts_of, empty, make, solve, summed_phase
+from small import correlation, counts_of, empty, make, solve, summed_phase
 
+from ptycho.adjoint import Likelihood
 from ptycho.constraint import Constraints, PurePhase
 from ptycho.errors import RecipeError
+from ptycho.holdout import Split
+from ptycho.loss import Loss
 from ptycho.solvers import LSQML, Gradient, Polish, Updates
 
 CONSTRAINTS = {"none": Constraints(), "those by default": None, "pure phase": Constraints(pure_phase=PurePhase())}
@@ -49,17 +52,19 @@ def test_batches_chunks_and_workers_have_no_influence():
 
 def test_a_step_that_was_too_long_is_halved():
     truth = make(scan=(6, 6))
-    counts = counts_of(truth)
+    counts, index = counts_of(truth), torch.arange(36)
     model = begun(truth, counts, None)
-    solver = Polish(epochs=3, update=Updates(object=1, probe=0), constraints=Constraints())
-    states, losses = [model.object.transmission.detach().clone()], []
-    for epoch in solver.run(model, Counts(counts)):
-        if epoch.number == 1:
-            model.object.transmission.data += 20 * (model.object.transmission.data - states[0])
+    settings = Polish(update=Updates(object=1, probe=0), constraints=Constraints())
+    step, states, losses = settings.step(Likelihood(model, Loss("amplitude")), Split.whole(36), 1.0), [], []
+    for epoch in (1, 2):
         states.append(model.object.transmission.detach().clone())
-        losses.append(epoch.loss)
+        step.start_epoch(epoch, settings.update.due(epoch))
+        losses.append(step.batch(index, counts))
+        step.end_epoch()
+        if epoch == 1:
+            model.object.transmission.data += 20 * (model.object.transmission.data - states[0])
     assert losses[1] > losses[0]
-    torch.testing.assert_close(states[2], (states[0] + states[1]) / 2)
+    torch.testing.assert_close(model.object.transmission.detach(), (states[0] + states[1]) / 2)
 
 
 def test_modes_and_slices():

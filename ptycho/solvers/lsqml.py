@@ -20,6 +20,8 @@ from ptycho.solvers.tangent import Tangent
 _DAMPING = 0.1
 #: A measurement of the step lengths replaces this share of what was known of them.
 _NEWS = 0.3
+#: Each time that the run is at rest the memory grows by this part of its way.
+_AHEAD = 0.25
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -27,10 +29,11 @@ class LSQML(Settings):
     """Least-squares maximum likelihood (Odstrcil, Menzel & Guizar-Sicairos, Opt. Express 26 (2018) 3108), in random batches ("MLs").
 
     The object moves along its gradient over sqrt(w^2 + (f max w)^2), w the illumination and f ``illumination_floor``, the probe along
-    the mean of its gradient, and both by the lengths that together minimise the loss of the batch. Of these lengths the share
-    ``object_step`` and ``probe_step`` is taken, falling from the first number to the second over the epochs: full steps keep the
-    noise of the last batches. ``momentum`` mu adds mu times the object's last step. Slices share one length (Tsai et al., Opt. Express
-    24 (2016) 29089; Chen et al., Science 372 (2021) 826), modes and states are summed.
+    the mean of its gradient, and both by the lengths that together minimise the loss of the batch. Of these lengths such a share is taken
+    (the paper's beta), all of it at most, that ``memory`` (begin, end) passes over the data are averaged, as in :class:`Gradient`: full
+    steps would keep the noise of the last batches. The probe takes ``probe_step`` of that. ``momentum`` mu adds mu times the object's
+    last step. Slices share one length (Tsai et al., Opt. Express 24 (2016) 29089; Chen et al., Science 372 (2021) 826), modes and
+    states are summed.
 
     The paper solves a system of two unknowns for each pattern, with the residual of its exit wave, and averages. Here it is one system
     for the batch, with the Gauss-Newton curvature of the loss itself (:mod:`ptycho.curvature`): it knows how the patterns of a batch
@@ -39,8 +42,8 @@ class LSQML(Settings):
     """
 
     kind: Literal["lsqml"] = "lsqml"
-    object_step: tuple[float, float] = (0.9, 0.1)
-    probe_step: tuple[float, float] = (0.3, 0.03)
+    memory: tuple[float, float] = (0.1, 1.0)
+    probe_step: float = 0.3
     momentum: float = 0.0
     illumination_floor: float = 0.1
     measured_every: int = 8
@@ -48,8 +51,8 @@ class LSQML(Settings):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if min(*self.object_step, *self.probe_step) <= 0:
-            raise RecipeError(f"object_step = {list(self.object_step)}, probe_step = {list(self.probe_step)}: positive steps are needed")
+        if min(*self.memory, self.probe_step) <= 0:
+            raise RecipeError(f"memory = {list(self.memory)}, probe_step = {self.probe_step}: positive numbers are needed, as [0.1, 1.0] and 0.3")
         if not 0 <= self.momentum < 1:
             raise RecipeError(f"momentum = {self.momentum}: 0 <= momentum < 1 is needed")
         if not self.illumination_floor > 0:
@@ -75,14 +78,21 @@ class LeastSquares(Step):
         #: Of the object, the probe, or both, as they are due.
         self.lengths = torch.empty(0)
         self.batches = 0
+        #: How far the memory has grown, from 0 to 1, and by how much that is ahead of the epochs.
+        self.progress = self.ahead = 0.0
 
     def start_epoch(self, epoch: int, due: Due) -> None:
-        """Share of the steps that is taken, and the illumination, which changes slowly."""
+        """How much is averaged, and the illumination, which changes slowly."""
         s, self.due = self.settings, due
-        progress = (epoch - 1) / max(1, s.epochs - 1)
-        self.object_step, self.probe_step = (self.factor * first ** (1 - progress) * last**progress for first, last in (s.object_step, s.probe_step))
+        self.progress = min(1.0, (epoch - 1) / max(1, s.epochs - 1) + self.ahead)
+        self.memory = s.memory[0] ** (1 - self.progress) * s.memory[1] ** self.progress
         light = self.model.illumination(self.train)
         self.scale = torch.rsqrt(light.square() + (s.illumination_floor * light.max()).square())
+
+    def anneal(self) -> bool:
+        """A quarter of the way to the longest memory."""
+        self.ahead += _AHEAD
+        return self.progress < 1
 
     @torch.no_grad()
     def batch(self, index: Tensor, counts: Tensor) -> Tensor:
@@ -92,7 +102,9 @@ class LeastSquares(Step):
         if directions:
             if len(self.lengths) != len(directions) or self.batches % self.settings.measured_every == 0:
                 self._measure(index, counts, directions, torch.stack(slopes), found.box)
-            self._move(directions, found.box)
+            # Slices that move together take the least-squares step, those that move against each other may take one each.
+            average = len(index) / len(self.train) * self.model.object.transmission.shape[1] / self.memory
+            self._move(directions, found.box, self.factor * min(1.0, average))
         self.batches += 1
         self.refinement.step(index, found, spectrum, self.due)
         return found.loss
@@ -123,13 +135,13 @@ class LeastSquares(Step):
         known = len(self.lengths) == len(best)
         self.lengths = self.lengths.lerp(best, _NEWS) if known else best
 
-    def _move(self, directions: list[Direction], box: tuple[slice, slice]) -> None:
-        for direction, length in zip(directions, self.lengths, strict=True):
+    def _move(self, directions: list[Direction], box: tuple[slice, slice], share: float) -> None:
+        for direction, length in zip(directions, self.lengths * share, strict=True):
             if direction.probe is not None:
-                self.model.probe.wave.data.add_(direction.probe.mul_(length * self.probe_step))
+                self.model.probe.wave.data.add_(direction.probe.mul_(length * self.settings.probe_step))
             if direction.object is not None:
                 transmission = self.model.object.transmission.data[..., box[0], box[1]]
-                change = direction.object.mul_(length * self.object_step)
+                change = direction.object.mul_(length)
                 if self.velocity is not None:
                     change = self.velocity[..., box[0], box[1]].mul_(self.settings.momentum).add_(change)
                 self.tangent.retract(transmission.add_(change))
