@@ -8,6 +8,7 @@ from ptycho.constraint import Constraints, SliceSmoothing
 from ptycho.geometry import Geometry
 from ptycho.solvers import Gradient
 from ptycho.solvers.base import default_constraints
+from ptycho.solvers.stop import Stop
 from ptycho.stages import coarse_view
 from ptycho.start import ModelOptions
 
@@ -28,12 +29,18 @@ def default_stages(geometry: Geometry, options: ModelOptions, few_counts: bool) 
     bins, size = (view.bin, view.shape[0]) if view is not None else (1, 0)
     if options.slices == 1:
         first = Gradient(epochs=4, memory=(0.1, 0.2), bin=bins, detector_px=size)
-        return (Gradient(),) if view is None else (first, Gradient(epochs=8, memory=(0.2, 1.0)))
+        fine = Gradient(epochs=40, memory=(0.2, 1.0), anneal_epochs=8, stop=Stop(patience=4, min_epochs=8))
+        return (replace(fine, memory=(0.1, 1.0), anneal_epochs=12),) if view is None else (first, fine)
     depth_A = 1 / (geometry.wavelength_A * geometry.aperture_invA**2)
 
     def smoothed(share: float) -> Constraints:
         return replace(default_constraints(few_counts), slice_smoothing=SliceSmoothing(sigma_A=float(f"{share * depth_A:.3g}")))
 
-    together = Gradient(epochs=24, batch=16, memory=(0.1, 0.5), constraints=smoothed(_TOGETHER), bin=bins, detector_px=size)
-    apart = Gradient(epochs=16, batch=16, memory=(0.3, 1.0), constraints=smoothed(_APART), bin=bins, detector_px=size)
-    return together, apart, Gradient(epochs=10, batch=32, memory=(0.5, 1.0), constraints=smoothed(_FREE))
+    together = Gradient(epochs=40, batch=16, memory=(0.1, 0.5), constraints=smoothed(_TOGETHER), bin=bins, detector_px=size)
+    apart = Gradient(epochs=30, batch=16, memory=(0.3, 1.0), constraints=smoothed(_APART), bin=bins, detector_px=size)
+    fine = Gradient(epochs=30, batch=32, memory=(0.5, 1.0), constraints=smoothed(_FREE))
+    return (
+        replace(together, anneal_epochs=24, stop=Stop(patience=6, min_epochs=24)),
+        replace(apart, anneal_epochs=12, stop=Stop(patience=5, min_epochs=12)),
+        replace(fine, anneal_epochs=8, stop=Stop(patience=4, min_epochs=8)),
+    )

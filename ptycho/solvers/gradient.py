@@ -23,7 +23,8 @@ class Gradient(Settings):
 
     ``optimizer`` ``nesterov`` needs no learning rate: the gradient is divided by the illumination, so that a step of one solves the
     local problem of the batch (the majoriser of the amplitude loss), and the step is chosen such that ``memory`` (begin, end) passes
-    over the data are averaged: few at first, for speed, and more towards the end, against noise. Any optimiser of ``torch.optim`` can
+    over the data are averaged: few at first, for speed, and more from ``anneal_epochs`` on (0: from the last epoch), against noise; earlier
+    when the held-out patterns have come to rest. Any optimiser of ``torch.optim`` can
     be named instead (``Adam``, ``LBFGS``, ...), with ``lr`` (object, in rad), ``lr_probe`` (relative to the probe's rms amplitude) and
     ``lr_positions`` (pixels).
     """
@@ -32,6 +33,7 @@ class Gradient(Settings):
     optimizer: str = "nesterov"
     momentum: float = 0.9
     memory: tuple[float, float] = (0.1, 1.0)
+    anneal_epochs: int = 0
     probe_step: float = 0.3
     illumination_floor: float = 0.05
     lr: float = 5e-3
@@ -44,6 +46,8 @@ class Gradient(Settings):
             raise RecipeError(f"momentum = {self.momentum}: 0 <= momentum < 1 is needed")
         if min(self.memory) <= 0:
             raise RecipeError(f"memory = {list(self.memory)}: two positive numbers of passes are needed, as [0.1, 1.0]")
+        if self.anneal_epochs < 0:
+            raise RecipeError(f"anneal_epochs = {self.anneal_epochs}: a number of epochs, or 0 for all, is needed")
         if self.optimizer != "nesterov" and not _is_optimizer(self.optimizer):
             raise RecipeError(f'optimizer = "{self.optimizer}": use "nesterov" or a name from torch.optim, such as "Adam" or "LBFGS"')
 
@@ -64,11 +68,18 @@ class Nesterov(Step):
         constraints = settings.constraints_for(engine.loss, self.model)
         self.pure_phase = constraints.pure_phase is not None
         self.mean_phase = constraints.positive_phase.mean_phase_rad if constraints.positive_phase is not None else 0.0
+        self.annealed = False
+
+    def anneal(self) -> bool:
+        """What is at rest with short steps averages as much as it ever will."""
+        longer = self.memory < self.settings.memory[1] * 0.999
+        self.annealed = True
+        return longer
 
     def start_epoch(self, epoch: int, due: Due) -> None:
         """The illumination changes slowly: one map, and one step length, serve an epoch."""
         s, self.due = self.settings, due
-        progress = (epoch - 1) / max(1, s.epochs - 1)
+        progress = 1.0 if self.annealed else min(1.0, (epoch - 1) / max(1, (s.anneal_epochs or s.epochs) - 1))
         self.memory = s.memory[0] ** (1 - progress) * s.memory[1] ** progress
         light = self.model.illumination(self.train)
         # Patterns per pass over the patterns in a batch, times the batch's share of the light, is one pass: the batch size cancels.
