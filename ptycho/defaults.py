@@ -38,7 +38,7 @@ def default_stages(geometry: Geometry, options: ModelOptions, few_counts: bool) 
 
     together = Gradient(epochs=40, batch=16, memory=(0.1, 0.5), constraints=smoothed(_TOGETHER), bin=bins, detector_px=size)
     apart = Gradient(epochs=30, batch=16, memory=(0.3, 1.0), constraints=smoothed(_APART), bin=bins, detector_px=size)
-    fine = Gradient(epochs=30, batch=32, memory=(0.5, 1.0), constraints=smoothed(_FREE))
+    fine = Gradient(epochs=24, batch=32, memory=(0.5, 1.0), constraints=smoothed(_FREE))
     return (
         replace(together, anneal_epochs=24, stop=Stop(patience=6, min_epochs=24)),
         replace(apart, anneal_epochs=12, stop=Stop(patience=5, min_epochs=12)),
