@@ -100,13 +100,16 @@ def fourier_ring_correlation(a: NDArray[Any], b: NDArray[Any], pixel_A: float, w
     return fourier_shell_correlation(a, b, (pixel_A, pixel_A), window)[:2]
 
 
-def fourier_shell_correlation(a: NDArray[Any], b: NDArray[Any], spacing_A: tuple[float, ...], window: bool = True) -> tuple[Image, Image, Image]:
+def fourier_shell_correlation(
+    a: NDArray[Any], b: NDArray[Any], spacing_A: tuple[float, ...], window: bool = True, use: NDArray[np.bool_] | None = None
+) -> tuple[Image, Image, Image]:
     """The same for images (y, x) or volumes (z, y, x) of ``spacing_A`` along each axis: (frequency_invA, fsc, independent), all (shells,).
 
     Shells of |q| (Harauz & van Heel, Optik 73 (1986) 146), from 0 to the limit of the grid in y and x, which the window tapers; z, of which
     there are few samples, it does not. ``independent`` is the number of independent real values in a shell: of noise alone the
     correlation has the standard deviation 1 / sqrt(independent). A conjugate pair counts twice; the taper makes neighbours alike, of
-    which only those along the shell are in it, and leaves (sum w^2)^2 / (n sum w^4), 0.51 for Hann's.
+    which only those along the shell are in it, and leaves (sum w^2)^2 / (n sum w^4), 0.51 for Hann's. ``use`` (y, x), in corner order, is False
+    at frequencies that do not count.
     """
     sides, pixel_A = a.shape[-2:], spacing_A[-1]
     tapers = [np.hanning(n + 2)[1:-1] if window else np.ones(n) for n in sides]
@@ -115,7 +118,7 @@ def fourier_shell_correlation(a: NDArray[Any], b: NDArray[Any], spacing_A: tuple
     shell_invA = 1 / (min(sides) * pixel_A)
     shells = min(sides) // 2 + 1
     shell = np.rint(_frequency(a.shape, spacing_A) / shell_invA).astype(int)
-    inside = shell < shells
+    inside = (shell < shells) if use is None else (shell < shells) & use
 
     def total(values: NDArray[Any]) -> Image:
         return np.asarray(np.bincount(shell[inside], values[inside], shells), np.float64)

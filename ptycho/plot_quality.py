@@ -42,8 +42,8 @@ def residual_png(residual: Residual) -> bytes:
     left.plot(angle, residual.modelled_e, color=_ONE, linewidth=1.0, label="model")
     left.set_yscale("log" if (residual.measured_e > 0).any() else "linear")
     right.axhline(1, color=_GREY, linewidth=0.8, linestyle=":")
-    right.plot(angle, residual.chi_squared, color=_ONE, linewidth=1.2, label="χ² (1: noise of single electrons)")
-    right.plot(angle, residual.deviance, color=_TWO, linewidth=1.0, label="Poisson deviance per pixel")
+    right.plot(angle, residual.chi_squared, color=_ONE, linewidth=1.2, label="χ² (1: nothing but noise)")
+    right.plot(angle, residual.deviance, color=_TWO, linewidth=1.0, label="reduced Poisson deviance")
     right.set_ylim(bottom=0, top=max(2.0, 1.1 * float(np.percentile(residual.chi_squared, 95))))
     for axes, label in ((left, "electrons per pixel"), (right, "model against data")):
         _label(axes, "scattering angle (mrad)", label)
@@ -56,8 +56,9 @@ def _show_correlation(axes: Axes, curve: Correlation, colour: str, label: str) -
     shown = curve.half_bit <= 1
     axes.plot(curve.frequency_invA[shown], curve.half_bit[shown], color=_GREY, linewidth=0.8, label="half-bit")
     axes.plot(curve.frequency_invA, curve.correlation, color=colour, linewidth=1.4, label=label)
-    if np.isfinite(curve.half_bit_A):
-        axes.axvline(1 / curve.half_bit_A, color=colour, linewidth=0.6)
+    for resolution_A, style in ((curve.half_bit_A, "-"), (curve.lattice_A, ":")):
+        if np.isfinite(resolution_A):
+            axes.axvline(1 / resolution_A, color=colour, linewidth=0.6, linestyle=style)
     axes.set_xlim(0, float(curve.frequency_invA[-1]))
     axes.set_ylim(min(-0.1, float(curve.correlation[1:].min())), 1.03)
     _label(axes, "spatial frequency (1/Å)", "correlation")

@@ -33,8 +33,13 @@ _LEAST_LIGHT, _MOST_ERROR = 0.05, 3.0
 #: The halves are searched for their best overlap within this many pixels.
 _SEARCH_PX = 4
 _SMALLEST_FIELD_PX = 16
-#: The first and the outermost crossing differ by more than this factor: the correlation has gaps.
+#: Softness of the field's edge where it does not fill the rectangle.
+_EDGE_PX = 2.0
+#: The first and the last crossing differ by more than this factor: the correlation has gaps.
 _GAPS = 1.15
+#: A frequency at which the positions have so much of a pattern, and so much more than as many scattered ones, belongs to their raster, and so
+#: many pixels around it do; near zero none does.
+_RASTER, _SCATTERED, _RASTER_REACH_PX, _RASTER_FREE_PX = 0.1, 4.0, 2, 8
 
 
 @dataclass(frozen=True, eq=False)
@@ -42,10 +47,9 @@ class Correlation:
     """Fourier ring (2-D) or shell (3-D) correlation of the two halves.
 
     ``frequency_invA``, ``correlation`` and the threshold ``half_bit``, all float64 (shells,). ``half_bit_A`` is the resolution where the
-    correlation falls below half a bit of information in each value (van Heel & Schatz, J. Struct. Biol. 151 (2005) 250, eq. 17, with the
-    number of independent values that the taper leaves), ``fixed_A`` where it falls to 0.143; inf when nothing is common.
-    The outermost such place counts, since a crystal has no signal between its Bragg rings; ``first_A`` is where the correlation falls below
-    half a bit for the first time, the resolution of what is not periodic.
+    correlation first falls below half a bit of information in each value (van Heel & Schatz, J. Struct. Biol. 151 (2005) 250, eq. 17, with
+    the number of independent values that the taper leaves), ``fixed_A`` where it first falls to 0.143; inf when nothing is common. The
+    correlation of a crystal falls between its Bragg rings and comes back: ``lattice_A`` is where it is above half a bit for the last time.
     """
 
     frequency_invA: NDArray[np.float64] = field(repr=False)
@@ -53,7 +57,7 @@ class Correlation:
     half_bit: NDArray[np.float64] = field(repr=False)
     half_bit_A: float
     fixed_A: float
-    first_A: float
+    lattice_A: float
 
 
 @dataclass(frozen=True, eq=False)
@@ -67,8 +71,9 @@ class Quality:
     ``constrained`` bool (y, x) is False where little or no light fell, or the error is three times the usual one. ``error_rad`` is the root mean
     square of the standard error in the scanned field.
 
-    Noise is what this measures. What both halves have in common is taken for the specimen: a wrong defocus, too few slices or a grid at
-    the scan's frequency do not lower the correlation. Of a perfect crystal it is optimistic: each Bragg ring holds the sum of all unit cells.
+    Noise is what this measures. What both halves have in common is taken for the specimen: a wrong defocus or too few slices do not
+    lower the correlation. The frequencies of a raster of positions are left out of it, where artefacts of the raster would count as
+    specimen. Of a perfect crystal it is optimistic: each Bragg ring holds the sum of all unit cells.
     """
 
     split: str
@@ -83,9 +88,9 @@ class Quality:
         """One line for a person."""
         if not np.isfinite(self.frc.half_bit_A):
             return "the halves of the data have nothing in common above half a bit: this dose or these settings show no specimen"
-        gaps = self.frc.first_A > _GAPS * self.frc.half_bit_A
+        comes_back = self.frc.half_bit_A > _GAPS * self.frc.lattice_A
         return (
-            f"resolution {self.frc.half_bit_A:.3g} Å (half-bit{f'; between Bragg rings {self.frc.first_A:.3g} Å' if gaps else ''}), "
+            f"resolution {self.frc.half_bit_A:.3g} Å (half-bit{f'; Bragg rings to {self.frc.lattice_A:.3g} Å' if comes_back else ''}), "
             f"{self.frc.fixed_A:.3g} Å (FRC {FSC_OF_HALVES}), standard error {1e3 * self.error_rad:.3g} mrad in the scanned field"
         )
 
@@ -94,10 +99,10 @@ class Quality:
 class Residual:
     """Model against data by scattering angle, for some of the patterns; all float64 (rings,), the first ring is the centre.
 
-    ``angle_mrad``; ``measured_e`` and ``modelled_e``, mean electrons per pixel; ``deviance`` of counted electrons per pixel, 2 (m - d + d ln(d / m)),
-    about 1 where there are many electrons and less where there are few; ``chi_squared``, sum (d - m)^2 / sum m, which a perfect model of
-    independent electrons brings to 1 at any dose. Above it the model does not describe the ring (slices, modes, defocus, background);
-    below it the fit follows the noise, or an electron spreads over several counts.
+    ``angle_mrad``; ``measured_e`` and ``modelled_e``, mean electrons per pixel; ``deviance`` of Poisson's law over its mean for a perfect model
+    and ``chi_squared``, sum (d - m)^2 / (s sum m), both 1 for a perfect model at any dose. Above it the model does not describe the ring
+    (slices, modes, defocus, background); below it the fit follows the noise. ``noise_scale`` s is the variance of the noise over its
+    mean: 1 for electrons, less where an electron spreads over several counts.
     """
 
     angle_mrad: NDArray[np.float64] = field(repr=False)
@@ -105,6 +110,7 @@ class Residual:
     modelled_e: NDArray[np.float64] = field(repr=False)
     deviance: NDArray[np.float64] = field(repr=False)
     chi_squared: NDArray[np.float64] = field(repr=False)
+    noise_scale: float = 1.0
 
 
 def check_field(whole: Result) -> None:
@@ -123,42 +129,46 @@ def assess(whole: Result, halves: tuple[Result, Result], kept: tuple[NDArray[np.
     """
     check_field(whole)
     one, two = (_registered(half, numbers, whole) for half, numbers in zip(halves, kept, strict=True))
-    seen = (slice(None), *whole.scanned)
-    frc = correlate(flat(one[seen].sum(0)), flat(two[seen].sum(0)), (whole.pixel_A,) * 2)
-    fsc = None
+    light, pixel_A, scanned = illumination(whole), whole.pixel_A, whole.scanned
+    lit = light >= _LEAST_LIGHT * float(np.median(light[tuple(np.rint(whole.positions_A / pixel_A).astype(int).T)]))
+    seen = lit[scanned]  # of a rotated scan not all of the rectangle about it
+    use = ~raster_frequencies(whole)
+    totals = [_tapered(half.sum(0)[scanned], seen) for half in (one, two)]
+    frc, fsc = correlate(totals[0], totals[1], (pixel_A, pixel_A), use), None
     if len(one) > 1:
-        spacing = (float(whole.slice_thickness_A.mean()), whole.pixel_A, whole.pixel_A)
-        fsc = correlate(np.stack([*map(flat, one[seen])]), np.stack([*map(flat, two[seen])]), spacing)
-    light = illumination(whole)
-    usual = float(np.median(light[whole.scanned]))
-    lit = light >= _LEAST_LIGHT * usual
-    resolution_A = frc.half_bit_A if np.isfinite(frc.half_bit_A) else 2 * whole.pixel_A
-    difference = _without_plane((one - two).sum(0), whole.scanned)
-    error = standard_error(difference, lit, _WINDOW * resolution_A / whole.pixel_A)
-    dose = np.where(lit, light, np.nan) / whole.pixel_A**2
+        slices = [np.stack([_tapered(part[scanned], seen) for part in half]) for half in (one, two)]
+        fsc = correlate(slices[0], slices[1], (float(whole.slice_thickness_A.mean()), pixel_A, pixel_A), use)
+    resolution_A = frc.half_bit_A if np.isfinite(frc.half_bit_A) else 2 * pixel_A
+    where = np.zeros(lit.shape, bool)
+    where[scanned] = seen
+    error = standard_error(_without_plane((one - two).sum(0), where), lit, _WINDOW * resolution_A / pixel_A)
+    dose = np.where(lit, light, np.nan) / pixel_A**2
     return Quality(
         split=split,
         frc=frc,
         fsc=fsc,
         standard_error_rad=error.astype(np.float32),
         shot_noise_rad=(np.sqrt(np.pi / (4 * dose * _BEST_DQE)) / resolution_A).astype(np.float32),
-        constrained=lit & (error <= _MOST_ERROR * float(np.nanmedian(error[whole.scanned]))),
-        error_rad=float(np.sqrt(np.nanmean(error[whole.scanned] ** 2))),
+        constrained=lit & (error <= _MOST_ERROR * float(np.median(error[where]))),
+        error_rad=float(np.sqrt(np.mean(error[where] ** 2))),
     )
 
 
-def correlate(one: Image, two: Image, spacing_A: tuple[float, ...]) -> Correlation:
-    """Fourier ring or shell correlation of two registered halves (y, x) or (slices, y, x), with its thresholds and resolutions."""
-    frequency, correlation, independent = fourier_shell_correlation(one, two, spacing_A)
+def correlate(one: Image, two: Image, spacing_A: tuple[float, ...], use: NDArray[np.bool_] | None = None) -> Correlation:
+    """Fourier ring or shell correlation of two registered halves (y, x) or (slices, y, x), with its thresholds and resolutions.
+
+    Only the frequencies ``use`` (y, x), in corner order, count.
+    """
+    frequency, correlation, independent = fourier_shell_correlation(one, two, spacing_A, use=use)
     threshold = half_bit(independent)
     first, last = _resolved(correlation, threshold)
     return Correlation(
         frequency,
         correlation,
         threshold,
-        half_bit_A=_crossing_A(frequency, correlation - threshold, last),
-        fixed_A=_crossing_A(frequency, correlation - FSC_OF_HALVES, last),
-        first_A=_crossing_A(frequency, correlation - threshold, first),
+        half_bit_A=_crossing_A(frequency, correlation - threshold, first),
+        fixed_A=_crossing_A(frequency, correlation - FSC_OF_HALVES, first),
+        lattice_A=_crossing_A(frequency, correlation - threshold, last),
     )
 
 
@@ -186,10 +196,36 @@ def illumination(result: Result) -> Image:
     """Electrons that fell on each pixel of the object (y, x): the sum over positions and modes of |P(r - R)|^2."""
     intensity = (np.abs(result.probe).astype(np.float64) ** 2).sum(0)
     shape = result.object.shape[-2:]
-    corners = np.floor(result.positions_A / result.pixel_A + 0.5).astype(int) - len(intensity) // 2
+    corners = result.positions_A / result.pixel_A - len(intensity) // 2
+    spectrum = np.fft.rfft2(_visits(corners, shape)) * np.fft.rfft2(intensity, s=shape)
+    return np.fft.irfft2(spectrum, s=shape).clip(0)
+
+
+def raster_frequencies(result: Result) -> NDArray[np.bool_]:
+    """Where in the Fourier transform of the scanned field (y, x), in corner order, the raster of the positions lies; nowhere if there is none."""
+    rows, columns = result.scanned
+    shape = (rows.stop - rows.start, columns.stop - columns.start)
+    visits = _visits(result.positions_A / result.pixel_A - [rows.start, columns.start], shape)
+    spectrum = np.abs(np.fft.fft2(visits * np.outer(*(np.hanning(n + 2)[1:-1] for n in shape))))
+    y, x = (np.fft.fftfreq(n) * n for n in shape)
+    far = np.hypot(y[:, None], x) > _RASTER_FREE_PX
+    # Scattered positions have 3/2 / sqrt(N) on average under Hann's window.
+    least = max(_RASTER, _SCATTERED * 1.5 / np.sqrt(len(result.positions_A)))
+    peaks = np.fft.fftshift(far & (spectrum > least * spectrum[0, 0]))
+    reach = ndimage.binary_dilation(peaks, iterations=_RASTER_REACH_PX) if peaks.any() else peaks
+    return np.asarray(np.fft.ifftshift(reach) & far)
+
+
+def _visits(positions_px: NDArray[np.float64], shape: tuple[int, ...]) -> Image:
+    """Number of positions (N, 2) on each pixel (y, x), each shared out among the four pixels about it; periodic."""
+    first = np.floor(positions_px).astype(int)
+    share = positions_px - first
     visits = np.zeros(shape)
-    np.add.at(visits, tuple(corners.T % np.array(shape)[:, None]), 1.0)
-    return np.fft.irfft2(np.fft.rfft2(visits) * np.fft.rfft2(intensity, s=shape), s=shape).clip(0)
+    for y in (0, 1):
+        for x in (0, 1):
+            weight = np.abs(1 - y - share[:, 0]) * np.abs(1 - x - share[:, 1])
+            np.add.at(visits, ((first[:, 0] + y) % shape[0], (first[:, 1] + x) % shape[1]), weight)
+    return visits
 
 
 def _registered(half: Result, kept: NDArray[np.int64], whole: Result) -> Image:
@@ -226,15 +262,17 @@ def _shift_px(image: Image, reference: Image) -> NDArray[np.float64]:
     return np.asarray(optimize.fmin(disagreement, start, xtol=1e-3, ftol=1e-9, disp=False, initial_simplex=simplex), np.float64)
 
 
-def _without_plane(image: Image, field_: tuple[slice, slice]) -> Image:
-    """Without the constant and the plane that fit best inside of the field."""
-    y, x = (np.arange(n, dtype=np.float64) for n in image.shape)
-    part = image[field_]
-    plane = part - flat(part)
-    # A plane is known by three of its values.
-    slope_y = (plane[-1, 0] - plane[0, 0]) / max(len(plane) - 1, 1)
-    slope_x = (plane[0, -1] - plane[0, 0]) / max(plane.shape[1] - 1, 1)
-    return np.asarray(image - plane[0, 0] - slope_y * (y - field_[0].start)[:, None] - slope_x * (x - field_[1].start))
+def _without_plane(image: Image, where: NDArray[np.bool_]) -> Image:
+    """Without the constant and the plane that fit best at the pixels ``where``."""
+    y, x = np.indices(image.shape) / max(image.shape)
+    basis = np.stack([np.ones(image.shape), y, x])
+    coefficients = np.linalg.lstsq(basis[:, where].T, image[where], rcond=None)[0]
+    return np.asarray(image - np.tensordot(coefficients, basis, 1))
+
+
+def _tapered(image: Image, where: NDArray[np.bool_]) -> Image:
+    """Without its plane, and zero where nothing was seen, with a soft edge: the corners about a rotated field."""
+    return _without_plane(image, where) * np.where(where, ndimage.gaussian_filter(where.astype(np.float64), _EDGE_PX, mode="nearest"), 0)
 
 
 def _resolved(correlation: Image, threshold: Image) -> tuple[int, int]:

@@ -57,7 +57,7 @@ def make(states: int = 2, slices: int = 3, epochs: int = 4, **changes: object) -
 
 
 def residual() -> Residual:
-    return Residual(*np.random.default_rng(2).random((5, 9)))
+    return Residual(*np.random.default_rng(2).random((5, 9)), noise_scale=0.4)
 
 
 def quality(fsc: bool = True) -> Quality:
@@ -65,7 +65,7 @@ def quality(fsc: bool = True) -> Quality:
     random = np.random.default_rng(1)
 
     def curve() -> Correlation:
-        return Correlation(*random.random((3, 14)), half_bit_A=0.8, fixed_A=0.7, first_A=float("inf"))
+        return Correlation(*random.random((3, 14)), half_bit_A=0.8, fixed_A=0.7, lattice_A=float("inf"))
 
     error = random.random((30, 34)).astype(np.float32)
     error[0] = np.nan
