@@ -179,7 +179,7 @@ def _probe_title(probe: NDArray[np.complex64]) -> str:
 
 
 def _show_loss(axes: Axes, history: tuple[EpochRecord, ...]) -> None:
-    """Loss against epoch, stages apart by thin lines."""
+    """Loss and, over what noise makes of it, the held-out deviance against epoch, stages apart by thin lines."""
     restrain(axes)
     for side in ("top", "right"):
         axes.spines[side].set_visible(False)
@@ -189,7 +189,12 @@ def _show_loss(axes: Axes, history: tuple[EpochRecord, ...]) -> None:
         axes.text(0.5, 0.5, "no epochs", transform=axes.transAxes, ha="center", color=INK, fontsize=8)
         return
     loss = np.array([record.loss for record in history])
-    axes.plot([record.epoch for record in history], loss, color="#b5367a", linewidth=1.2, marker="o" if len(loss) < 25 else "", markersize=2.5)
+    marker = "o" if len(loss) < 25 else ""
+    axes.plot([record.epoch for record in history], loss, color="#b5367a", linewidth=1.2, marker=marker, markersize=2.5, label="all patterns")
+    judged = [(record.epoch, record.held_out) for record in history if record.held_out is not None]
+    if judged:
+        axes.plot(*zip(*judged, strict=True), color="#2a6fbb", linewidth=1.0, marker=marker, markersize=2.5, label="held out (1: noise alone)")
+        axes.legend(fontsize=6.5, frameon=False)
     if loss.min() > 0 and loss.max() > 10 * loss.min():
         axes.set_yscale("log")
     axes.xaxis.set_major_locator(MaxNLocator(5, steps=[1, 2, 5, 10], integer=True))

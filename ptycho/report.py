@@ -53,7 +53,10 @@ def _numbers(result: Result) -> Iterable[tuple[str, str]]:
         yield "aberrations", ", ".join(f"{term} = {value:.4g} {'°' if term.endswith('_deg') else 'Å'}" for term, value in result.aberrations.items())
     if result.history:
         seconds = sum(record.seconds for record in result.history)
-        yield "epochs", f"{result.history[-1].epoch} in {seconds:.0f} s, loss {result.history[-1].loss:.4g} (deviance per pixel)"
+        last = result.history[-1]
+        held_out = "" if last.held_out is None else f", held out {last.held_out:.4g}"
+        note = f"; {last.note}" if last.note else ""
+        yield "epochs", f"{last.epoch} in {seconds:.0f} s, loss {last.loss:.4g} (deviance per pixel){held_out}{note}"
     if result.quality is not None:
         yield "quality", result.quality.summary()
         share = float(result.quality.constrained[result.scanned].mean())

@@ -12,6 +12,7 @@ from test_result import PNG, make, quality, residual
 
 from ptycho.plot_quality import quality_png, residual_png
 from ptycho.report import report
+from ptycho.result import EpochRecord
 
 
 class Page(HTMLParser):
@@ -58,6 +59,11 @@ def test_all_of_it_is_in_one_file():
         assert kind == "data:image/png;base64" and base64.b64decode(data).startswith(PNG) and attributes["alt"]
     bare = re.sub(r"data:image/png;base64,[^\"]+", "", text)
     assert not re.search(r"(href|src|url)[=(][\"']?[^\"'\s]", bare) and "<script" not in bare and "http" not in bare
+
+
+def test_why_it_ended_is_said():
+    history = tuple(EpochRecord(0, "gradient", i + 1, 1.0, 0.1, 1.2 - i / 100, "at rest" if i == 2 else "") for i in range(3))
+    assert "3 in 0 s, loss 1 (deviance per pixel), held out 1.18; at rest" in Page(report(make(history=history), "scan.raw")).text
 
 
 def test_what_is_not_known_is_left_out():
