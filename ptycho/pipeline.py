@@ -16,6 +16,8 @@ from numpy.typing import NDArray
 
 from ptycho.data import Dataset4D
 from ptycho.defaults import default_stages
+from ptycho.deviance import noise_scale
+from ptycho.diagnose import Before, Finding, diagnose, diagnose_counts
 from ptycho.errors import DataError, DivergedError, OutOfMemoryError, PtychoError, RecipeError
 from ptycho.explain import suggestion
 from ptycho.halves import Half, two_halves
@@ -38,6 +40,9 @@ from ptycho.start import Known, ModelOptions, check_probe_fits, start
 from ptycho.views import View
 
 logger = logging.getLogger("ptycho")
+
+#: The model is looked at for what may have gone wrong every so many epochs, and at a stage's end.
+_DIAGNOSED_EVERY = 10
 
 #: Told of every epoch: what happened, and how many epochs there will be.
 Progress = Callable[[EpochRecord, int], None]
@@ -220,13 +225,17 @@ def _solve(job: Job, prepared: _Prepared) -> tuple[Ptychography, Patterns, tuple
     total = sum(solver.epochs for solver in recipe.solve)
     history: list[EpochRecord] = []
     workers, began = torch.get_num_threads(), time.perf_counter()
-    stages, split = _Stages(prepared, job.device), None
+    stages, split, doctor = _Stages(prepared, job.device), None, _Doctor()
     for stage, solver in enumerate(recipe.solve):
         model, patterns = stages.enter(solver)
-        split, done = split or _split(recipe, model), len(history)
+        split, done, before = split or _split(recipe, model), len(history), Before.of(model)
+        if stage == 0:
+            doctor.counts(patterns, before, split)
         for epoch in solver.run(model, patterns, workers, split):
             seconds, began = time.perf_counter() - began, time.perf_counter()
-            record = EpochRecord(stage, solver.kind, len(history) + 1, epoch.loss, seconds, epoch.held_out, epoch.note)
+            # A note of the solver's tells of the end, or of trouble.
+            note = doctor.model(model, before, epoch.note) if epoch.note or epoch.number % _DIAGNOSED_EVERY == 0 else ""
+            record = EpochRecord(stage, solver.kind, len(history) + 1, epoch.loss, seconds, epoch.held_out, note)
             history.append(record)
             logger.info(_line(record, total))
             if job.folder is not None:
@@ -266,6 +275,28 @@ class _Stages:
             self._options = options
             logger.info(_grid(self._model))
         return self._model, self._patterns
+
+
+class _Doctor:
+    """Looks at the run now and then; each kind of finding is told once, as a warning and in the history."""
+
+    def __init__(self) -> None:
+        self._told: set[str] = set()
+
+    def counts(self, patterns: Patterns, before: Before, split: Split) -> None:
+        """What the noise of the data says, before the first epoch."""
+        self._new(diagnose_counts(noise_scale(patterns, before.positions, split.train)))
+
+    def model(self, model: Ptychography, before: Before, note: str) -> str:
+        """The note with what is new about the model."""
+        return "; ".join(part for part in (note, *self._new(diagnose(model, before))) if part)
+
+    def _new(self, findings: tuple[Finding, ...]) -> list[str]:
+        new = [finding for finding in findings if finding.name not in self._told]
+        for finding in new:
+            self._told.add(finding.name)
+            logger.warning(finding.sentence)
+        return [finding.sentence for finding in new]
 
 
 def _split(recipe: Recipe, model: Ptychography) -> Split:

@@ -13,6 +13,7 @@ import torch
 from numpy.typing import NDArray
 
 import ptycho
+from ptycho.diagnose import Finding
 from ptycho.errors import DataError, OutOfMemoryError, OutputError, RecipeError
 from ptycho.pipeline import choose_device
 from ptycho.result import EpochRecord
@@ -97,6 +98,17 @@ def test_stages(data: ptycho.Dataset4D) -> None:
     assert [(r.stage, r.kind, r.epoch) for r in result.history] == [(0, "epie", 1), (1, "mixed_state", 2), (1, "mixed_state", 3)]
     assert len(result.probe) == 2
     assert [stage["kind"] for stage in tomllib.loads(result.recipe)["solve"]] == ["epie", "mixed_state"]
+
+
+def test_a_finding_is_told_once_and_kept(
+    data: ptycho.Dataset4D, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr("ptycho.pipeline.diagnose", lambda *_: (Finding("grid", "there is a grid; remove it"),))
+    result = reconstruct(data, solve=[ptycho.EPIE(epochs=1)] * 2, output=tmp_path / "run")
+    assert [record.note for record in result.history] == ["all epochs done; there is a grid; remove it", "all epochs done"]
+    assert [r.getMessage() for r in caplog.records if r.levelname == "WARNING"].count("there is a grid; remove it") == 1
+    assert ptycho.load(tmp_path / "run").history == result.history
+    assert json.loads((tmp_path / "run" / "metrics.jsonl").read_text().splitlines()[0])["note"] == result.history[0].note
 
 
 def test_progress_is_told_of_every_epoch(data: ptycho.Dataset4D) -> None:
