@@ -28,6 +28,8 @@ _IDENTITY: Affine = ((1.0, 0.0), (0.0, 1.0))
 _BLOCK_BYTES = 16 << 20
 _SURVEY_ALL_BYTES = 2 << 30
 _SURVEY_FRAMES = 400
+#: Share of the bright-field disk from which the rest of it is known.
+_LEAST_SEEN = 0.1
 _NEEDED = {"voltage_kV": "[microscope]", "semiangle_mrad": "[microscope]", "step_A": "[scan]"}
 
 
@@ -109,6 +111,21 @@ class Dataset4D:
         for start in range(0, len(positions), size):
             chunk = positions[start : start + size]
             yield chunk, self.preparation.electrons(self.source.read(self.frames[chunk]), self._shifts(chunk))
+
+    @cached_property
+    def beam_electrons(self) -> float:
+        """Electrons per pattern that the beam carries: those on the pixels to use, over the share of the bright-field disk that falls on them.
+
+        A hollow detector misses most of the beam, a hot pixel adds what never was in it. Where next to nothing of the disk is seen, what
+        is counted is all that is known.
+        """
+        survey, good = self.survey(), self.mask
+        if good.all():
+            return survey.mean_electrons
+        counted = survey.mean_electrons - float(np.nansum(survey.mean_pattern[~good]))
+        ky, kx = (np.arange(n) - n // 2 for n in self.pattern_shape)
+        seen = good[np.hypot(ky[:, None], kx) <= self.geometry.disk_radius_px].mean()
+        return counted / float(seen) if seen > _LEAST_SEEN else counted
 
     def centre(self) -> tuple[float, float]:
         """Sub-pixel centre (y, x) of the bright-field disk in the mean pattern; it should be (ky // 2, kx // 2)."""

@@ -37,7 +37,7 @@ class Patterns:
         self.shape = data.pattern_shape if view is None else view.shape
         survey = data.survey()
         self.mask = data.mask if view is None else view.mask(data.mask)
-        self.mean_electrons = survey.mean_electrons if view is None else _seen(survey.mean_pattern, view, self.mask)
+        self.mean_electrons = data.beam_electrons if view is None else _seen(survey.mean_pattern, view, self.mask)
         self.electrons_per_pixel = survey.mean_electrons / (data.pattern_shape[0] * data.pattern_shape[1])
         self._masked = np.fft.ifftshift(~self.mask)
         self._adu = np.float32(data.preparation.adu_per_electron)
