@@ -8,76 +8,31 @@ d loss / d z with z taken as independent of its conjugate (Wirtinger); torch's `
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, field
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from ptycho.adjoint_terms import (
+    Batch,
+    Gradients,
+    Partial,
+    Varying,
+    Wants,
+    blur_gradient,
+    descan_gradient,
+    entrance_gradient,
+    propagation_gradient,
+)
 from ptycho.kept import Kept
 from ptycho.loss import Loss
 from ptycho.model import Ptychography
 from ptycho.optics import propagation_phase, shift_ramps
 from ptycho.windows import Workspace, add_windows, cut_windows, touched_box
 
-
-@dataclass(frozen=True)
-class Wants:
-    """Which derivatives are needed; the object's and the probe's come together with the waves, the others cost a little."""
-
-    object: bool = True
-    probe: bool = True
-    offsets: bool = False
-    propagation: bool = False
-    background: bool = False
-
-
-@dataclass
-class Gradients:
-    """Loss of a batch and its derivatives, torch's convention (2 dL/dz* for complex leaves); None where not wanted.
-
-    ``object`` (states, slices, h, w) covers the part ``box`` (rows, columns) of the canvas that the batch touches and lies in a buffer
-    which the next batch overwrites; ``spectrum`` (modes, y, x) of the probe, ``offsets`` (B, 2) per pixel, ``tilt`` (B or 1, 2) per rad,
-    ``thickness`` (slices,) per Å, ``background`` shaped as the detector's.
-    """
-
-    loss: Tensor
-    box: tuple[slice, slice] = (slice(None), slice(None))
-    object: Tensor | None = None
-    spectrum: Tensor | None = None
-    offsets: Tensor | None = None
-    tilt: Tensor | None = None
-    thickness: Tensor | None = None
-    background: Tensor | None = None
-
-
-@dataclass
-class _Batch:
-    """What all chunks of a batch share: where the windows are, the probe's spectrum, ramps and kernels."""
-
-    corners: Tensor
-    counts: Tensor
-    spectrum: Tensor
-    ramps: tuple[Tensor, Tensor]
-    kernels: Tensor
-    tilt: Tensor
-    object_patches: Tensor | None
-    wants: Wants
-
-
-@dataclass
-class _Partial:
-    """Sums of one worker."""
-
-    loss: Tensor
-    spectrum: Tensor | None = None
-    thickness: Tensor | None = None
-    background: Tensor | None = None
-    tilts: list[tuple[int, Tensor]] = field(default_factory=list)
-    offsets: list[tuple[int, Tensor]] = field(default_factory=list)
+__all__ = ["Gradients", "Likelihood", "Varying", "Wants", "likelihood"]
 
 
 class Likelihood:
@@ -109,13 +64,20 @@ class Likelihood:
         return max(1, round(16 * 128 * 128 / waves))
 
     @torch.no_grad()
-    def __call__(self, corners: Tensor, offsets: Tensor, counts: Tensor, spectrum: Tensor, tilt: Tensor, wants: Wants) -> Gradients:
+    def __call__(
+        self, corners: Tensor, offsets: Tensor, counts: Tensor, spectrum: Tensor, tilt: Tensor, wants: Wants, varying: Varying | None = None
+    ) -> Gradients:
         """Gradients of the summed loss of a batch.
 
         ``corners`` (B, 2) and ``offsets`` (B, 2) as from :meth:`Positions.split`, ``counts`` (B, ky, kx) electrons with zero frequency
         in the corner (NaN where not measured, if ``missing`` was set), ``spectrum`` (modes, y, x) as from :meth:`Probe.spectrum`, ``tilt``
-        (1, 2) or (B, 2) in rad. The other parameters are read from the model.
+        (1, 2) or (B, 2) in rad; ``varying`` is needed where the model has a varying probe or a descan. The other parameters are read
+        from the model.
         """
+        if varying is None:
+            if self.model.probe.varies or self.model.detector.descans:
+                raise ValueError("the model's probe or descan varies with the position: pass Varying.of(model, index)")
+            varying = Varying()
         model, size = self.model, self.model.size
         transmission = model.object.transmission
         states, slices = transmission.shape[:2]
@@ -124,7 +86,9 @@ class Likelihood:
         # The transforms below are not normalised; the factors that make them unitary are in the ramps (1 / size), the kernels and the
         # detector's slope (1 / size^2 each): no pass over a wave is spent on scaling.
         ramp_y, ramp_x = shift_ramps(offsets, size)
-        batch = _Batch(corners, counts, spectrum, (ramp_y / size, ramp_x), self._kernels(tilt), tilt, patches, wants)
+        ramps, descan = (ramp_y / size, ramp_x), varying.descan_px
+        descan_ramps = None if descan is None else model.detector.descan_ramps(descan)
+        batch = Batch(corners, counts, spectrum, ramps, self._kernels(tilt), tilt, patches, wants, varying, descan_ramps)
         step = self.chunk
         chunks = [slice(start, min(start + step, len(corners))) for start in range(0, len(corners), step)]
         if self._pool is None:
@@ -154,42 +118,69 @@ class Likelihood:
         angle = p.thickness_A[:-1, None, None, None] * kappa
         return torch.complex(torch.cos(angle), torch.sin(angle)).mul_(p.pass_band / self.model.size**2)
 
-    def _work(self, space: Workspace, batch: _Batch, chunks: list[slice]) -> _Partial:
+    def _work(self, space: Workspace, batch: Batch, chunks: list[slice]) -> Partial:
         with torch.inference_mode():
             real = self.model.detector.mask
-            partial = _Partial(torch.zeros((), dtype=torch.float64, device=self.device))
+            partial = Partial(torch.zeros((), dtype=torch.float64, device=self.device))
             if batch.wants.probe:
                 partial.spectrum = space.take("spectrum", tuple(batch.spectrum.shape), batch.spectrum).zero_()
             if batch.wants.propagation:
                 partial.thickness = torch.zeros_like(self.model.propagator.thickness_A)
             if batch.wants.background:
                 partial.background = torch.zeros_like(real)
+            if batch.wants.blur:
+                partial.blur = torch.zeros_like(self.model.detector.blur_px2)
+            if batch.wants.opr and batch.varying.variations is not None:
+                partial.variations = torch.zeros_like(batch.varying.variations)
             for chunk in chunks:
                 self._chunk(space, batch, chunk, partial)
             return partial
 
-    def _chunk(self, space: Workspace, batch: _Batch, chunk: slice, partial: _Partial) -> None:
+    def _chunk(self, space: Workspace, batch: Batch, chunk: slice, partial: Partial) -> None:
         """Forward through the slices, detector, and back; adds to ``partial`` and to its rows of ``batch.object_patches``."""
         transmission = self.model.object.transmission
         ramp = torch.mul(batch.ramps[0][chunk], batch.ramps[1][chunk], out=self._take(space, "ramp", batch, chunk))
         patches = self._gather(space, batch, chunk)
-        entrance = torch.mul(batch.spectrum, ramp[:, None], out=self._take(space, "entrance", batch, chunk, modes=True))[:, None]
+        entrance = self._entrance(space, batch, chunk, ramp)
         waves, spectra = self._forward(space, batch, chunk, patches, entrance)
         # A transform into fresh memory is faster than one with out=, which copies.
         back = torch.fft.fft2(self._detect(space, batch, chunk, spectra[-1], partial))
         for s in range(transmission.shape[1] - 1, -1, -1):
             if batch.object_patches is not None:
                 _sum_modes(waves[s], back, batch.object_patches[chunk, :, s])
-            if s == 0 and not (batch.wants.probe or batch.wants.offsets):
+            if s == transmission.shape[1] - 1 and batch.descan_ramps is not None:
+                self._descan_gradient(batch, chunk, waves[s], back, patches[:, :, s], partial)
+            if s == 0 and not (batch.wants.probe or batch.wants.offsets or batch.wants.opr):
                 return
             back = torch.fft.ifft2(back.mul_(patches[:, :, s, None]), norm="forward")
             if s > 0:
                 if batch.wants.propagation:
-                    self._propagation_gradient(batch, chunk, s - 1, spectra[s - 1], back, partial)
+                    propagation_gradient(self.model, batch, chunk, s - 1, spectra[s - 1], back, partial)
                 back = torch.fft.fft2(back.mul_(self._kernel(batch, chunk, s - 1)))
-        self._entrance_gradient(batch, chunk, ramp, entrance, back, partial)
+        entrance_gradient(batch, chunk, ramp, entrance, back, partial)
 
-    def _forward(self, space: Workspace, batch: _Batch, chunk: slice, patches: Tensor, entrance: Tensor) -> tuple[list[Tensor], list[Tensor]]:
+    def _entrance(self, space: Workspace, batch: Batch, chunk: slice, ramp: Tensor) -> Tensor:
+        """Spectrum of the wave before the first slice, (b, 1, modes, y, x); the strongest mode may differ from pattern to pattern."""
+        entrance = torch.mul(batch.spectrum, ramp[:, None], out=self._take(space, "entrance", batch, chunk, modes=True))
+        variations, coefficients = batch.varying.variations, batch.varying.coefficients
+        if variations is not None and coefficients is not None:
+            change = (coefficients[chunk].to(variations.dtype) @ variations.flatten(1)).unflatten(1, variations.shape[1:])
+            entrance[:, : variations.shape[1]].addcmul_(change, ramp[:, None])
+        return entrance[:, None]
+
+    def _descan_gradient(self, batch: Batch, chunk: slice, wave: Tensor, back: Tensor, patches: Tensor, partial: Partial) -> None:
+        """The ramp of the descan is part of the last slice: its derivative, and the object's without the ramp."""
+        assert batch.descan_ramps is not None
+        last = batch.object_patches[chunk, :, -1] if batch.object_patches is not None else None
+        if batch.wants.descan:
+            product = torch.empty_like(patches) if last is None else last
+            if last is None:
+                _sum_modes(wave, back, product)
+            descan_gradient(self.model, chunk, product, patches, partial)
+        if last is not None:
+            last.mul_(batch.descan_ramps[0][chunk, None]).mul_(batch.descan_ramps[1][chunk, None])
+
+    def _forward(self, space: Workspace, batch: Batch, chunk: slice, patches: Tensor, entrance: Tensor) -> tuple[list[Tensor], list[Tensor]]:
         """The wave before each slice in real space, and behind each slice in reciprocal space (already propagated but for the last).
 
         The spectra of inner slices are kept only when the derivatives of the propagator need them.
@@ -205,7 +196,7 @@ class Likelihood:
                 waves.append(torch.fft.ifft2(spectrum.mul_(self._kernel(batch, chunk, s)), norm="forward"))
         return waves, spectra
 
-    def _detect(self, space: Workspace, batch: _Batch, chunk: slice, exit_wave: Tensor, partial: _Partial) -> Tensor:
+    def _detect(self, space: Workspace, batch: Batch, chunk: slice, exit_wave: Tensor, partial: Partial) -> Tensor:
         """Loss of the chunk; the exit wave is overwritten by d loss / d (exit wave) = slope * conj(exit wave) and returned."""
         model = self.model
         unit = 1 / model.size**2
@@ -230,35 +221,13 @@ class Likelihood:
         if partial.background is not None:
             partial.background += slope.sum(0)
         slope = model.detector.adjoint(slope)
+        if partial.blur is not None:
+            partial.blur += blur_gradient(model, intensity, slope)
         for state, weight in enumerate(model.object.occupancy.tolist()):
             exit_wave[:, state].mul_((slope * (weight * unit))[:, None])
         return exit_wave.conj_physical_()
 
-    def _propagation_gradient(
-        self, batch: _Batch, chunk: slice, gap: int, spectrum: Tensor, back: Tensor, partial: _Partial
-    ) -> None:
-        """Thickness and tilt: dL/dz = -2 sum kappa Im(back * spectrum), and likewise with k for the tangents of the tilt."""
-        p = self.model.propagator
-        product = (back * spectrum).sum((1, 2)).imag
-        tilt = batch.tilt if len(batch.tilt) == 1 else batch.tilt[chunk]
-        kappa = propagation_phase(p.ky, p.kx, p.wavelength_A, tilt)
-        assert partial.thickness is not None
-        partial.thickness[gap] -= 2 * (kappa * product).sum()
-        slope = -4 * math.pi * p.thickness_A[gap] / torch.cos(tilt) ** 2
-        moment = torch.stack([(product * p.ky).sum((1, 2)), (product * p.kx).sum((1, 2))], -1)
-        partial.tilts.append((chunk.start, slope * moment))
-
-    def _entrance_gradient(self, batch: _Batch, chunk: slice, ramp: Tensor, entrance: Tensor, back: Tensor, partial: _Partial) -> None:
-        """Probe spectrum: sum of ramp * back; offsets: dL/dd_y = 4 pi sum f_y Im(back * entrance)."""
-        if batch.wants.offsets:
-            product = (back * entrance).sum((1, 2))
-            f = torch.fft.fftfreq(ramp.shape[-1], dtype=product.real.dtype, device=product.device)
-            gradient = torch.stack([product.sum(2).imag @ f, product.sum(1).imag @ f], -1)
-            partial.offsets.append((chunk.start, 4 * math.pi * gradient))
-        if partial.spectrum is not None:
-            partial.spectrum += back.mul_(ramp[:, None, None]).sum((0, 1))
-
-    def _collect(self, batch: _Batch, partials: list[_Partial]) -> Gradients:
+    def _collect(self, batch: Batch, partials: list[Partial]) -> Gradients:
         """Add up the workers, in their order, and turn d/dz into torch's 2 d/dz*."""
         gradients = Gradients(loss=torch.stack([p.loss for p in partials]).sum())
         if batch.object_patches is not None:
@@ -279,16 +248,23 @@ class Likelihood:
             total = torch.stack([p.background for p in partials if p.background is not None]).sum(0)
             shape = self.model.detector.background.shape
             gradients.background = total if total.shape == shape else total.sum().reshape(shape)
+        if batch.wants.blur:
+            gradients.blur = torch.stack([p.blur for p in partials if p.blur is not None]).sum(0)
+        if batch.wants.descan and batch.descan_ramps is not None:
+            gradients.descan = _in_order(d for p in partials for d in p.descans)
+        if partials[0].variations is not None:
+            gradients.coefficients = _in_order(c for p in partials for c in p.coefficients)
+            gradients.variations = torch.stack([p.variations for p in partials if p.variations is not None]).sum(0).conj_physical_().mul_(2)
         return gradients
 
-    def _tilt_gradient(self, batch: _Batch, partials: list[_Partial]) -> Tensor:
+    def _tilt_gradient(self, batch: Batch, partials: list[Partial]) -> Tensor:
         """(B, 2), or (1, 2) where one tilt serves all; several entries of one position are the gaps between slices."""
         total = torch.zeros(len(batch.corners), 2, dtype=batch.tilt.dtype, device=self.device)
         for start, part in sorted((entry for p in partials for entry in p.tilts), key=lambda entry: entry[0]):
             total[start : start + len(part)] += part
         return total if len(batch.tilt) > 1 else total.sum(0, keepdim=True)
 
-    def _scatter(self, batch: _Batch, box: tuple[slice, slice]) -> Tensor:
+    def _scatter(self, batch: Batch, box: tuple[slice, slice]) -> Tensor:
         """Sum of the windows' gradients on the touched part of the canvas."""
         assert batch.object_patches is not None
         transmission = self.model.object.transmission
@@ -298,19 +274,22 @@ class Likelihood:
         add_windows(canvas, batch.object_patches, corners, self._pool, self.workers)
         return canvas
 
-    def _gather(self, space: Workspace, batch: _Batch, chunk: slice) -> Tensor:
-        """Object windows of the chunk, (b, states, slices, y, x)."""
+    def _gather(self, space: Workspace, batch: Batch, chunk: slice) -> Tensor:
+        """Object windows of the chunk, (b, states, slices, y, x), the last slice with the ramp of the descan."""
         transmission, size, corners = self.model.object.transmission, self.model.size, batch.corners[chunk]
         out = space.take("patches", (len(corners), *transmission.shape[:2], size, size), transmission)
-        return cut_windows(transmission, corners, out)
+        patches = cut_windows(transmission, corners, out)
+        if batch.descan_ramps is not None:
+            patches[:, :, -1].mul_(batch.descan_ramps[0][chunk, None]).mul_(batch.descan_ramps[1][chunk, None])
+        return patches
 
-    def _kernel(self, batch: _Batch, chunk: slice, gap: int) -> Tensor:
+    def _kernel(self, batch: Batch, chunk: slice, gap: int) -> Tensor:
         """Kernel of one gap for the chunk, (1 or b, 1, 1, y, x)."""
         kernel = batch.kernels[gap]
         return (kernel if len(kernel) == 1 else kernel[chunk])[:, None, None]
 
     def _take(
-        self, space: Workspace, name: str, batch: _Batch, chunk: slice, modes: bool = False, states: bool = False, real: bool = False
+        self, space: Workspace, name: str, batch: Batch, chunk: slice, modes: bool = False, states: bool = False, real: bool = False
     ) -> Tensor:
         """A buffer for the chunk: (b, y, x), (b, modes, y, x) or (b, states, modes, y, x)."""
         n, size = min(chunk.stop, len(batch.corners)) - chunk.start, self.model.size
@@ -336,15 +315,26 @@ class _Function(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, engine: Likelihood, corners: Tensor, counts: Tensor, *leaves: Tensor) -> Tensor:
-        _, spectrum, offsets, tilt, _, _ = leaves
+        _, spectrum, offsets, tilt, _, _, blur, descan, coefficients, variations = leaves
         need = ctx.needs_input_grad[3:]
-        wants = Wants(object=need[0], probe=need[1], offsets=need[2], propagation=need[3] or need[4], background=need[5])
-        g = engine(corners, offsets, counts, spectrum, tilt, wants)
+        varies, descans = coefficients.numel() > 0, descan.numel() > 0
+        wants = Wants(
+            object=need[0],
+            probe=need[1],
+            offsets=need[2],
+            propagation=need[3] or need[4],
+            background=need[5],
+            blur=need[6] and blur.numel() > 0,
+            descan=need[7] and descans,
+            opr=(need[8] or need[9]) and varies,
+        )
+        varying = Varying(coefficients if varies else None, variations if varies else None, descan if descans else None)
+        g = engine(corners, offsets, counts, spectrum, tilt, wants, varying)
         whole = None
         if g.object is not None:
             whole = torch.zeros_like(leaves[0])
             whole[..., g.box[0], g.box[1]] = g.object
-        ctx.gradients = (whole, g.spectrum, g.offsets, g.tilt, g.thickness, g.background)
+        ctx.gradients = (whole, g.spectrum, g.offsets, g.tilt, g.thickness, g.background, g.blur, g.descan, g.coefficients, g.variations)
         return g.loss.to(spectrum.real.dtype)
 
     @staticmethod
@@ -356,7 +346,8 @@ class _Function(torch.autograd.Function):
 def likelihood(engine: Likelihood, index: Tensor, counts: Tensor) -> Tensor:
     """Summed loss of the patterns ``counts`` (B, ky, kx) at the positions ``index`` (B,), differentiable in every parameter of the model.
 
-    Any torch optimiser can use it: object, probe (and through it the aberrations), positions, tilts, thicknesses, background.
+    Any torch optimiser can use it: object, probe (and through it aberrations, source and
+    variation), positions, tilts, thicknesses, background, blur and descan.
     """
     model = engine.model
     corners, offsets = model.positions.split(index, model.size)
@@ -367,5 +358,9 @@ def likelihood(engine: Likelihood, index: Tensor, counts: Tensor) -> Tensor:
         model.propagator.tilt_of(index),
         model.propagator.thickness_A,
         model.detector.background,
+        model.detector.blur_px2,
+        model.detector.descan_of(index),
+        model.probe.coefficients_of(index),
+        model.probe.variation_spectrum(),
     )
     return torch.as_tensor(_Function.apply(engine, corners, counts, *leaves))  # type: ignore[no-untyped-call]

@@ -78,18 +78,22 @@ class Curvature:
         ``box`` (rows, columns) is the part of the canvas on which the directions' objects are given; it has to hold all windows.
         """
         corners, offsets = self.model.positions.split(index, self.model.size)
-        kernels, spectra = self.model.propagator.kernels(index), self._spectra(directions)
+        kernels, varies = self.model.propagator.kernels(index), self.model.probe.varies
+        spectra = None if varies else self._spectra(directions, index)
         moves = [d.offsets_px for d in directions]
         origin = corners.new_tensor([box[0].start or 0, box[1].start or 0])
         n = len(directions)
         slope = torch.zeros(n, dtype=torch.float64, device=self.engine.device)
         matrix = torch.zeros(n, n, dtype=torch.float64, device=self.engine.device)
-        step = max(1, self.engine.chunk // len(spectra))
+        step = max(1, self.engine.chunk // (1 + n + len(self._pairs(n))))
         for start in range(0, len(index), step):
             part = slice(start, start + step)
-            waves = self._entrance(spectra, offsets[part], [None if m is None else m[part] for m in moves])
+            entering = self._spectra(directions, index[part]) if spectra is None else spectra
+            waves = self._entrance(entering, offsets[part], [None if m is None else m[part] for m in moves])
             patches = [self._patches(d, corners[part], origin) for d in directions]
             waves = self._exit(waves, corners[part], patches, kernels if kernels.shape[1:2] == (1,) else kernels[:, part])
+            if self.model.detector.descans:
+                waves = self.model.detector.descanned(waves, index[part])
             self._add(waves, counts[part], slope, matrix)
         return Quadratic(slope, matrix)
 
@@ -97,11 +101,12 @@ class Curvature:
         """Which second-order waves there are, in their order behind the wave and its n tangents."""
         return [(i, j) for i in range(n) for j in range(i, n)] if self.exact else []
 
-    def _spectra(self, directions: Sequence[Direction]) -> Tensor:
-        """The probe's spectrum and its derivatives, (1 + n + pairs, modes x source modes, y, x)."""
+    def _spectra(self, directions: Sequence[Direction], index: Tensor) -> Tensor:
+        """The probe's spectrum and its derivatives, (1 + n + pairs, b or 1, modes x source modes, y, x)."""
         probe, n = self.model.probe, len(directions)
-        zero = torch.zeros_like(probe.wave)
-        waves = [torch.fft.fft2(wave, norm="ortho") for wave in (probe.wave, *(zero if d.probe is None else d.probe for d in directions))]
+        start = probe.waves(index)
+        moves = [torch.zeros_like(start) if d.probe is None else d.probe.expand_as(start) for d in directions]
+        waves = [torch.fft.fft2(wave, norm="ortho") for wave in (start, *moves)]
         # The factor exp(-i sum C chi) turns by the phase -chi_i along direction i.
         turns = [0.0 if d.aberrations_A is None else -1j * torch.einsum("c,cyx->yx", d.aberrations_A, probe.chi) for d in directions]
         first = [waves[1 + i] + waves[0] * turns[i] for i in range(n)]
@@ -114,7 +119,7 @@ class Curvature:
         size, n = self.model.size, len(moves)
         ramp_y, ramp_x = shift_ramps(offsets, size)
         f = torch.fft.fftfreq(size, dtype=offsets.dtype, device=offsets.device)
-        waves = spectra[:, None].repeat(1, len(offsets), 1, 1, 1)
+        waves = spectra.expand(-1, len(offsets), -1, -1, -1).clone()
         turns = [None if m is None else -2j * math.pi * (m[:, 0, None, None] * f[:, None] + m[:, 1, None, None] * f)[:, None] for m in moves]
         for number, (i, j) in enumerate(self._pairs(n), start=1 + n):
             one, other = turns[i], turns[j]

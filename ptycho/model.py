@@ -37,7 +37,8 @@ class Ptychography(nn.Module):
     """Probe modes x object states x slices x positions, each a tensor axis; coherent single-slice is 1, 1, 1.
 
     I_j(k) = sum_o w_o sum_m |F[ O_S ... prop[ O_1(r + R_j) P_m(r - d_j) ] ]|^2, seen by the detector (Thibault & Menzel, Nature 494
-    (2013) 68; Maiden, Humphry & Rodenburg, JOSA A 29 (2012) 1606; Chen et al., Science 372 (2021) 826).
+    (2013) 68; Maiden, Humphry & Rodenburg, JOSA A 29 (2012) 1606; Chen et al., Science 372 (2021) 826). The modes m include those of a
+    source of finite size; the first may vary with the position (OPR), and the descan may shift each pattern.
     ``pixel_A`` is the pixel of object and probe, ``initial_power`` the electrons per pattern that the probe began with.
     """
 
@@ -58,9 +59,11 @@ class Ptychography(nn.Module):
         """Expected electrons (B, ky, kx), zero frequency in the corner, at the positions ``index`` (B,)."""
         corners, offsets = self.positions.split(index, self.size)
         ramp_y, ramp_x = shift_ramps(offsets, self.size)
-        illumination = torch.fft.ifft2(self.probe.spectrum() * (ramp_y * ramp_x)[:, None], norm="ortho")
+        illumination = torch.fft.ifft2(self.probe.spectra(index) * (ramp_y * ramp_x)[:, None], norm="ortho")
         patches = self.object.patches(corners, self.size)
         exit_wave = multislice(illumination[:, None], patches, self.propagator.kernels(index))
+        if self.detector.descans:
+            exit_wave = self.detector.descanned(exit_wave, index)
         intensity = exit_wave.real**2 + exit_wave.imag**2
         return torch.as_tensor(self.detector(torch.einsum("o,bomyx->byx", self.object.occupancy, intensity)))
 

@@ -21,6 +21,9 @@ class Probe(nn.Module):
     factor exp(-i sum C chi_C(k)) on the spectrum (zero to begin with: the aberrations of ``wave`` itself are in ``wave``).
     ``aperture`` (y, x) is 1 at the frequencies that the probe-forming aperture can pass, in corner order: the gradient lives there alone.
     ``source_A2`` (1,) is the variance of a Gaussian source, which turns each mode into several (``source.py``); (0,) for a point.
+    At position j the first mode is wave[0] + sum_k ``coefficients`` [j, k] ``variations`` [k] (orthogonal probe relaxation, Odstrcil et al.,
+    Opt. Express 24 (2016) 8360), real (N, k) and complex (k, y, x); k = 0 for a probe that stays the same. A beam current that drifts is
+    the variation along wave[0] itself.
     """
 
     chi: Tensor
@@ -51,6 +54,8 @@ class Probe(nn.Module):
         #: Root mean square frequency along an axis in Å⁻¹, half the radius of a disk.
         self.width_invA = float(((power * (ky**2 + kx**2)).sum() / power.sum() / 2).sqrt())
         self.source_A2 = nn.Parameter(torch.full((1 if source_A > 0 else 0,), source_A**2, dtype=real))
+        self.variations = nn.Parameter(wave.new_zeros(0, *wave.shape[-2:]))
+        self.coefficients = nn.Parameter(torch.zeros(0, 0, dtype=real, device=wave.device))
         self.source_order = source_order(source_A, 2 * self.width_invA)
         self._correction_kept, self._source_kept = Kept(), Kept()
 
@@ -66,7 +71,10 @@ class Probe(nn.Module):
 
     def mode_spectrum(self) -> Tensor:
         """Unitary Fourier transform of the modes with the corrected aberrations, complex (modes, y, x)."""
-        spectrum = torch.fft.fft2(self.wave, norm="ortho")
+        return self._transform(self.wave)
+
+    def _transform(self, wave: Tensor) -> Tensor:
+        spectrum = torch.fft.fft2(wave, norm="ortho")
         return spectrum if len(self.chi) == 0 else spectrum * self._correction()
 
     @torch.no_grad()
@@ -82,6 +90,30 @@ class Probe(nn.Module):
     def from_source(self, spectrum: Tensor) -> Tensor:
         """Modes (..., modes, y, x) as those from the whole source, (..., modes x source modes, y, x)."""
         return spectrum if len(self.source_A2) == 0 else (spectrum.unsqueeze(-3) * self.source_factors()).flatten(-4, -3)
+
+    @property
+    def varies(self) -> bool:
+        """Whether the probe is a different one at each position."""
+        return len(self.variations) > 0
+
+    def coefficients_of(self, index: Tensor) -> Tensor:
+        """Coefficients (B, k) of the variations at the positions ``index`` (B,); (0, 0) where there are none."""
+        return self.coefficients[index] if self.varies else self.coefficients
+
+    def variation_spectrum(self) -> Tensor:
+        """What :meth:`spectrum` is to the modes, to the variations: complex (k, source modes, y, x)."""
+        return self.from_source(self._transform(self.variations)[:, None]) if self.varies else self.variations[:, None]
+
+    def waves(self, index: Tensor) -> Tensor:
+        """``wave`` as it is at each of the positions ``index`` (B,), (B, modes, y, x), or (1, modes, y, x) where it stays the same."""
+        if not self.varies:
+            return self.wave[None]
+        change = torch.einsum("bk,kyx->byx", self.coefficients[index].to(self.wave.dtype), self.variations)
+        return torch.cat([(self.wave[0] + change)[:, None], self.wave[1:].expand(len(index), -1, -1, -1)], 1)
+
+    def spectra(self, index: Tensor) -> Tensor:
+        """:meth:`spectrum` at each of the positions, as :meth:`waves`."""
+        return self.from_source(self._transform(self.waves(index)))
 
     def pull_back(self, gradient: Tensor) -> Tensor:
         """Gradient with respect to ``wave`` (modes, y, x), inside the aperture, from one with respect to :meth:`spectrum`."""

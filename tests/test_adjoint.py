@@ -19,7 +19,7 @@ SIZE, COUNT = 24, 7
 
 def small_model(
     states: int = 1, slices: int = 1, modes: int = 1, tilts: int = 1, oversample: int = 1, shape: tuple[int, int] = (SIZE, SIZE),
-    source_A: float = 0.0,
+    source_A: float = 0.0, opr: int = 0, descan: bool = False,
 ) -> Ptychography:
     """A random model in float64 with everything non-trivial."""
     random = torch.Generator().manual_seed(7)
@@ -36,7 +36,9 @@ def small_model(
     probe.correction_A.data += normal(len(probe.correction_A)) * 5
     positions = 15 + torch.rand(COUNT, 2, generator=random, dtype=torch.float64) * 9
     mask = (torch.rand(shape, generator=random, dtype=torch.float64) > 0.1).double()
-    return Ptychography(
+    probe.variations.data = normal(opr, SIZE, SIZE) + 1j * normal(opr, SIZE, SIZE)
+    probe.coefficients.data = normal(COUNT if opr else 0, opr)
+    model = Ptychography(
         Object(transmission, torch.tensor([0.7, 0.3])[:states]),
         probe,
         Propagator(SIZE, pixel, wavelength, 8 + normal(slices), 0.01 * normal(tilts, 2)),
@@ -44,6 +46,8 @@ def small_model(
         Detector(SIZE, mask, background=0.1 + 0 * mask, blur_px=0.4, oversample=oversample),
         pixel,
     )
+    model.detector.descan_px.data = normal(COUNT if descan else 0, 2)
+    return model
 
 
 def gradients(model: Ptychography, loss: Tensor) -> dict[str, Tensor]:
@@ -59,6 +63,9 @@ CASES = {
     "everything": {"slices": 3, "modes": 2, "states": 2, "tilts": COUNT},
     "binned": {"slices": 2, "oversample": 2, "shape": (12, 12)},
     "source": {"slices": 2, "modes": 2, "source_A": 0.2},
+    "varying probe": {"slices": 2, "modes": 2, "states": 2, "opr": 2, "source_A": 0.2},
+    "descan": {"slices": 2, "states": 2, "descan": True},
+    "both, one slice, binned": {"opr": 1, "descan": True, "oversample": 2, "shape": (12, 12)},
     "cropped rectangle": {"slices": 2, "shape": (15, 20)},
 }
 
