@@ -22,8 +22,8 @@ class Probe(nn.Module):
     ``aperture`` (y, x) is 1 at the frequencies that the probe-forming aperture can pass, in corner order: the gradient lives there alone.
     ``source_A2`` (1,) is the variance of a Gaussian source, which turns each mode into several (``source.py``); (0,) for a point.
     At position j the first mode is wave[0] + sum_k ``coefficients`` [j, k] ``variations`` [k] (orthogonal probe relaxation, Odstrcil et al.,
-    Opt. Express 24 (2016) 8360), real (N, k) and complex (k, y, x); k = 0 for a probe that stays the same. A beam current that drifts is
-    the variation along wave[0] itself.
+    Opt. Express 24 (2016) 8360), real (N, k) and complex (k, y, x); coefficients (0, k) for a probe that stays the same. A beam current that
+    drifts is the variation along wave[0] itself.
     """
 
     chi: Tensor
@@ -38,6 +38,7 @@ class Probe(nn.Module):
         terms: Aberrations = (),
         aperture: Tensor | None = None,
         source_A: float = 0.0,
+        opr_modes: int = 0,
     ) -> None:
         super().__init__()
         real = wave.real.dtype
@@ -54,8 +55,8 @@ class Probe(nn.Module):
         #: Root mean square frequency along an axis in Å⁻¹, half the radius of a disk.
         self.width_invA = float(((power * (ky**2 + kx**2)).sum() / power.sum() / 2).sqrt())
         self.source_A2 = nn.Parameter(torch.full((1 if source_A > 0 else 0,), source_A**2, dtype=real))
-        self.variations = nn.Parameter(wave.new_zeros(0, *wave.shape[-2:]))
-        self.coefficients = nn.Parameter(torch.zeros(0, 0, dtype=real, device=wave.device))
+        self.variations = nn.Parameter(wave.new_zeros(opr_modes, *wave.shape[-2:]))
+        self.coefficients = nn.Parameter(torch.zeros(0, opr_modes, dtype=real, device=wave.device))
         self.source_order = source_order(source_A, 2 * self.width_invA)
         self._correction_kept, self._source_kept = Kept(), Kept()
 
@@ -94,10 +95,10 @@ class Probe(nn.Module):
     @property
     def varies(self) -> bool:
         """Whether the probe is a different one at each position."""
-        return len(self.variations) > 0
+        return len(self.coefficients) > 0
 
     def coefficients_of(self, index: Tensor) -> Tensor:
-        """Coefficients (B, k) of the variations at the positions ``index`` (B,); (0, 0) where there are none."""
+        """Coefficients (B, k) of the variations at the positions ``index`` (B,); (0, k) where there are none."""
         return self.coefficients[index] if self.varies else self.coefficients
 
     def variation_spectrum(self) -> Tensor:
@@ -148,6 +149,24 @@ class Probe(nn.Module):
     def _phase_factor(self) -> Tensor:
         chi = torch.einsum("c,cyx->yx", self.correction_A, self.chi)
         return torch.complex(torch.cos(chi), -torch.sin(chi))
+
+    @torch.no_grad()
+    def normalise_variations(self) -> None:
+        """The same probes with orthonormal variations, strongest first, and coefficients of mean zero: what they share belongs to ``wave``.
+
+        As real vectors, since the coefficients are real: the singular value decomposition of their product.
+        """
+        if not self.varies:
+            return
+        coefficients, flat = self.coefficients.data, torch.view_as_real(self.variations.data).flatten(1)
+        mean = coefficients.mean(0)
+        self.wave.data[0] += torch.einsum("k,kyx->yx", mean.to(self.wave.dtype), self.variations.data)
+        left, of_left = torch.linalg.qr((coefficients - mean).double())
+        right, of_right = torch.linalg.qr(flat.mT.double())
+        turn, values, back = torch.linalg.svd(of_left @ of_right.mT)
+        self.coefficients.data = (left @ turn * values).to(coefficients.dtype)
+        unit = (back @ right.mT).to(flat.dtype).reshape(*self.variations.shape, 2)
+        self.variations.data = torch.view_as_complex(unit.contiguous())
 
     def power(self) -> Tensor:
         """Electrons per pattern in each mode, (modes,)."""

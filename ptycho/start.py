@@ -41,7 +41,8 @@ class ModelOptions:
     ``object_file`` replace what would be computed; ``pad`` pixels are simulated beyond each edge of the pattern and ``oversample`` finer
     pixels in each detector pixel; ``detector_blur_px`` is the standard deviation of the point spread on top of the pixel's area;
     ``background_e`` electrons per pixel come from elsewhere; ``source_A`` is the standard deviation of a Gaussian source on the specimen;
-    ``band_limit`` is the fraction of the highest frequency that is propagated.
+    ``opr_modes`` are the ways in which the strongest probe mode may vary over the scan, once ``update`` names ``opr``; ``band_limit`` is the
+    fraction of the highest frequency that is propagated.
     """
 
     __pydantic_config__: ClassVar = {"extra": "forbid", "allow_inf_nan": False}  # for recipe.py
@@ -61,6 +62,7 @@ class ModelOptions:
     detector_blur_px: float = 0.0
     background_e: float = 0.0
     source_A: float = 0.0
+    opr_modes: int = 0
     band_limit: float = 2 / 3
     aperture_edge_px: float = 1.0
     seed: int = 0
@@ -69,7 +71,7 @@ class ModelOptions:
         for name in ("probe_modes", "object_states", "slices", "oversample"):
             if not 1 <= getattr(self, name) <= _MOST:
                 raise RecipeError(f"{name} = {str(getattr(self, name))[:20]}: at least 1 is needed, and at most {_MOST}")
-        for name in ("pad", "detector_blur_px", "background_e", "source_A", "aperture_edge_px", "seed"):
+        for name in ("pad", "detector_blur_px", "background_e", "source_A", "opr_modes", "aperture_edge_px", "seed"):
             if getattr(self, name) < 0:
                 raise RecipeError(f"{name} = {str(getattr(self, name))[:20]}: it cannot be negative")
         if not 0 < self.band_limit <= 1:
@@ -123,7 +125,7 @@ def start(geometry: Geometry, options: ModelOptions, electrons: float, mask: NDA
     pixel_A = 1 / (window * geometry.pixel_invA)
     wave = _probe(geometry, options, size, pixel_A, electrons, known)
     passed = aperture(*frequency_grid(size, pixel_A), _APERTURE_ROOM * geometry.aperture_invA, 2 / (size * pixel_A))
-    probe = Probe(wave, pixel_A, geometry.wavelength_A, _REFINABLE, passed, options.source_A)
+    probe = Probe(wave, pixel_A, geometry.wavelength_A, _REFINABLE, passed, options.source_A, options.opr_modes)
     positions, canvas = place_positions(geometry.positions_A / pixel_A, size)
     thickness = torch.tensor(options.thicknesses_A)
     tilts = len(positions) if options.tilt_per_position else 1

@@ -54,6 +54,8 @@ def make(
     mask: Tensor | None = None,
     background: float = 0.0,
     source_A: float = 0.0,
+    opr_modes: int = 0,
+    blur_px: float = 0.0,
     dtype: torch.dtype = torch.float32,
     seed: int = 0,
 ) -> Ptychography:
@@ -67,10 +69,10 @@ def make(
     mask = torch.ones(size, size) if mask is None else mask
     return Ptychography(
         Object(torch.polar(torch.ones_like(phase), phase)),
-        Probe(wave, PIXEL_A, WAVELENGTH_A, REFINABLE, source_A=source_A),
+        Probe(wave, PIXEL_A, WAVELENGTH_A, REFINABLE, source_A=source_A, opr_modes=opr_modes),
         Propagator(size, PIXEL_A, WAVELENGTH_A, thickness, torch.tensor([tilt_mrad], dtype=dtype) * 1e-3),
         Positions(positions.to(dtype)),
-        Detector(size, mask.to(dtype), torch.full((1, 1), background, dtype=dtype), pixel_area=pixel_area),
+        Detector(size, mask.to(dtype), torch.full((1, 1), background, dtype=dtype), blur_px, pixel_area=pixel_area),
         PIXEL_A,
     )
 

@@ -46,6 +46,10 @@ class Updates:
     thickness: int = 0
     aberrations: int = 0
     source: int = 0
+    opr: int = 0
+    descan: int = 0
+    background: int = 0
+    blur: int = 0
 
     def __post_init__(self) -> None:
         for name, epoch in vars(self).items():
@@ -68,6 +72,10 @@ class Due:
     thickness: bool
     aberrations: bool
     source: bool = False
+    opr: bool = False
+    descan: bool = False
+    background: bool = False
+    blur: bool = False
 
     @property
     def refines(self) -> bool:

@@ -142,10 +142,14 @@ class TorchOptimizer(Step):
             (model.propagator.thickness_A, due.thickness, 0.05),
             (model.probe.correction_A, due.aberrations and len(model.probe.correction_A) > 0, 1.0),
             (model.probe.source_A2, due.source, 5e-3),
+            (model.probe.variations, due.opr, self.settings.lr_probe * rms),
+            (model.probe.coefficients, due.opr, 0.02),
+            (model.detector.descan_px, due.descan, 0.02),
+            (model.detector.background, due.background, 1e-3 * float(model.initial_power) / model.detector.mask.numel()),
+            (model.detector.blur_px2, due.blur, 0.01),
         ]
         for parameter, learned, _ in rates:
             parameter.requires_grad_(learned)
-        model.detector.background.requires_grad_(False)
         groups: list[dict[str, Any]] = [{"params": [p], "lr": lr * self.factor} for p, learned, lr in rates if learned]
         if not groups:
             self.optimizer = None

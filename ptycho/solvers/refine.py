@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
-from ptycho.adjoint import Gradients, Likelihood, Wants
+from ptycho.adjoint import Gradients, Likelihood, Varying, Wants
 from ptycho.model import Ptychography
 from ptycho.optics import propagation_phase
 from ptycho.solvers.refine_detector import DetectorSide, switch_on
@@ -39,7 +39,7 @@ class Refinement:
 
     def __init__(self, model: Ptychography, natural_step: float) -> None:
         self.model, self.natural_step = model, natural_step
-        self.detector_side = DetectorSide(model)
+        self.detector_side = DetectorSide(model, natural_step)
         self._batches = 0
         self._inverses: dict[str, Tensor] = {}
 
@@ -54,10 +54,15 @@ class Refinement:
             probe=due.probe or due.aberrations or due.source,
             offsets=due.positions,
             propagation=propagates and (due.tilt or due.thickness),
+            background=due.background,
+            blur=due.blur,
+            descan=due.descan,
+            opr=due.opr,
         )
         corners, offsets = model.positions.split(index, model.size)
         spectrum = model.probe.spectrum()
-        return engine(corners, offsets, counts, spectrum, model.propagator.tilt_of(index), wants), corners, spectrum
+        found = engine(corners, offsets, counts, spectrum, model.propagator.tilt_of(index), wants, Varying.of(model, index))
+        return found, corners, spectrum
 
     @torch.no_grad()
     def step(self, index: Tensor, found: Gradients, spectrum: Tensor, due: Due) -> None:
@@ -77,7 +82,7 @@ class Refinement:
             if len(self.model.propagator.tilt_rad) == 1:
                 common += tilts
             else:
-                self._each_tilt(index, tilts)
+                self._each("tilt", index, self.model.propagator.tilt_rad.data, tilts)
         if found.thickness is not None and due.thickness:
             common += self._thickness(found.thickness, power)
         if found.spectrum is not None and due.aberrations and len(self.model.probe.chi):
@@ -85,7 +90,9 @@ class Refinement:
         common += self.detector_side.scalars(found, due)
         if common:
             self._common(index, common)
-        self.detector_side.step(index, due)
+        if due.descan:
+            self._each("descan", index, self.model.detector.descan_px.data, self.detector_side.descan(found))
+        self.detector_side.step(index, found, due)
 
     def _positions(self, index: Tensor, gradient: Tensor) -> None:
         model = self.model
@@ -141,12 +148,12 @@ class Refinement:
             scalar.value -= turn * scalar.change
         self.model.propagator.thickness_A.data.clamp_(min=0.1)
 
-    def _each_tilt(self, index: Tensor, tilts: list[Scalar]) -> None:
-        """A tilt of its own for each position, with the curvature of all."""
-        changes = torch.stack([s.change for s in tilts])
-        slope = torch.stack([s.gradient for s in tilts], -1) * changes
-        turns = (_RELAXATION * slope @ self._inverse("tilt", index, tilts)).clamp(-4, 4)
-        self.model.propagator.tilt_rad.data[index] -= turns * changes
+    def _each(self, name: str, index: Tensor, values: Tensor, scalars: list[Scalar]) -> None:
+        """Parameters that each position has for itself, ``values`` (N, n), with the curvature of all."""
+        changes = torch.stack([s.change for s in scalars])
+        slope = torch.stack([s.gradient for s in scalars], -1) * changes
+        turns = (_RELAXATION * slope @ self._inverse(name, index, scalars)).clamp(-4, 4)
+        values[index] -= turns * changes
 
     def _inverse(self, name: str, index: Tensor, scalars: list[Scalar]) -> Tensor:
         """Inverse of the Gauss-Newton matrix of one pattern, (n, n), per ``change`` of each parameter.
