@@ -84,10 +84,14 @@ class Detector(nn.Module):
         # From the middle of the window, where the wave is.
         return torch.fft.fftshift(ramp_y, dim=1), torch.fft.fftshift(ramp_x, dim=2)
 
+    def descan_ramp(self, index: Tensor) -> Tensor:
+        """Both at once for the positions ``index``, (B, y, x)."""
+        ramp_y, ramp_x = self.descan_ramps(self.descan_px[index])
+        return ramp_y * ramp_x
+
     def descanned(self, exit_wave: Tensor, index: Tensor) -> Tensor:
         """Exit waves (..., b, states, modes, y, x) in reciprocal space, shifted as the patterns are (Fourier shift theorem)."""
-        ramp_y, ramp_x = self.descan_ramps(self.descan_px[index])
-        return torch.fft.fft2(torch.fft.ifft2(exit_wave) * (ramp_y * ramp_x)[:, None, None])
+        return torch.fft.fft2(torch.fft.ifft2(exit_wave) * self.descan_ramp(index)[:, None, None])
 
     @property
     def rows(self) -> Tensor:

@@ -9,6 +9,7 @@ from small import PIXEL_A, WAVELENGTH_A, correlation, counts_of, empty, make, so
 from torch import Tensor
 
 from ptycho.aberrations import parse_aberrations
+from ptycho.constraint import Constraints
 from ptycho.errors import RecipeError
 from ptycho.model import Ptychography
 from ptycho.optics import probe_wave
@@ -16,6 +17,7 @@ from ptycho.probe import Probe
 from ptycho.solvers.base import Updates
 from ptycho.solvers.epie import EPIE
 from ptycho.solvers.gradient import Gradient
+from ptycho.solvers.stop import Snapshot
 
 OPTIONS = {"scan": (8, 8), "step_px": 2.0, "strength": 1.0, "defocus_A": 60.0}
 
@@ -172,3 +174,24 @@ def test_a_descan_left_out_costs_the_object() -> None:
         learn(model, counts_of(truth), epochs=25, object=1, descan=descan)
         found.append(correlation(summed_phase(model), summed_phase(truth)))
     assert found[1] > found[0] + 0.02 and np.isfinite(found).all()
+
+
+@pytest.mark.parametrize("slice_by_slice", [False, True])
+def test_every_engine_sees_descan_and_drift(slice_by_slice: bool) -> None:
+    """At the truth nothing moves."""
+    truth = drifting()
+    truth.detector.descan_px.data = plane(truth, 1.0)
+    counts, before = counts_of(truth), truth.object.transmission.detach().clone()
+    update = Updates(object=1, probe=1)
+    losses = solve(EPIE(loss="amplitude", epochs=2, batch=16, slice_by_slice=slice_by_slice, update=update, constraints=Constraints()), truth, counts)
+    assert losses[-1] < 1e-5
+    torch.testing.assert_close(truth.object.transmission.detach(), before, rtol=0, atol=0.02)
+
+
+def test_a_snapshot_takes_back_what_was_switched_on() -> None:
+    model = make(**OPTIONS, opr_modes=1)
+    kept = Snapshot(model)
+    learn(model, counts_of(drifting()), epochs=1, opr=1, descan=1, source=1, blur=1)
+    assert model.probe.varies and model.detector.descans and model.detector.blurs and model.probe.source_A > 0
+    kept.restore(model)
+    assert not (model.probe.varies or model.detector.descans or model.detector.blurs or model.probe.source_A > 0)

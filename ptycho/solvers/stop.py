@@ -101,9 +101,12 @@ class Snapshot:
         self.tensors = [tensor.clone() for tensor in _tensors(model)]
 
     def restore(self, model: Ptychography) -> None:
-        """Put them back, in place."""
-        for tensor, kept in zip(_tensors(model), self.tensors, strict=True):
-            tensor.copy_(kept)
+        """Put them back, in place; what the model did not have then, it has no more."""
+        for parameter, kept in zip(model.parameters(), self.tensors, strict=True):
+            if parameter.shape == kept.shape:
+                parameter.data.copy_(kept)
+            else:
+                parameter.data = kept.clone()
 
 
 def _tensors(model: Ptychography) -> list[Tensor]:

@@ -38,9 +38,13 @@ def three_pie(engine: Likelihood, index: Tensor, counts: Tensor, rates: Rates) -
     ramp_y, ramp_x = shift_ramps(offsets, model.size)
     ramp, kernels = (ramp_y * ramp_x)[:, None], model.propagator.kernels(index)
     patches = model.object.patches(corners, model.size)
-    waves = [torch.fft.ifft2(model.probe.spectrum() * ramp, norm="ortho")[:, None]]
+    waves = [torch.fft.ifft2(model.probe.spectra(index) * ramp, norm="ortho")[:, None]]
     for s, kernel in enumerate(kernels):
         waves.append(_filtered(waves[s] * patches[:, :, s, None], kernel[:, None, None]))
+    descan = model.detector.descan_ramp(index)[:, None, None] if model.detector.descans else None
+    if descan is not None:
+        # The descan's ramp on the exit wave is the same before the last slice.
+        waves[-1] = waves[-1] * descan
     change, loss = _demanded(engine, torch.fft.fft2(waves[-1] * patches[:, :, -1, None], norm="ortho"), counts)
     change = torch.fft.ifft2(change, norm="ortho")
     for s in range(len(waves) - 1, -1, -1):
@@ -48,6 +52,8 @@ def three_pie(engine: Likelihood, index: Tensor, counts: Tensor, rates: Rates) -
         if rates.object_step > 0:
             _step_slice(engine, s, corners, waves[s], change, rates)
         power = before.real.square() + before.imag.square()
+        if descan is not None and s == len(waves) - 1:
+            change = change * descan.conj()
         change = change * before.conj() / ((1 - rates.probe_damping) * power + rates.probe_damping * power.amax())
         if s > 0:
             change = _filtered(change, kernels[s - 1][:, None, None].conj())
