@@ -75,7 +75,8 @@ def carry_over(before: Ptychography, fresh: Ptychography, geometry: Geometry) ->
     """``fresh``, a model of the same scan on another grid, with what ``before`` has learned; it is changed in place.
 
     The object is resampled and shared out over the slices by depth, the probe resampled and taken to the middle of the new first slice,
-    its modes kept and new ones seeded; positions, tilt, thickness, aberrations and background are taken over in their units.
+    its modes kept and new ones seeded; positions, tilt, thickness, aberrations, source, variation of the probe, descan and background are
+    taken over in their units, the blur where the detector's pixels stay.
     """
     origin = canvas_origin_A(geometry, before.size, before.pixel_A)
     new_origin = canvas_origin_A(geometry, fresh.size, fresh.pixel_A)
@@ -85,9 +86,7 @@ def carry_over(before: Ptychography, fresh: Ptychography, geometry: Geometry) ->
     _carry_propagator(before, fresh)
     _carry_object(before, fresh, (new_origin - origin) / before.pixel_A)
     _carry_probe(before, fresh)
-    if fresh.detector.background.shape == before.detector.background.shape:
-        pixels = (fresh.size * fresh.pixel_A / (before.size * before.pixel_A)) ** -2
-        fresh.detector.background.copy_(before.detector.background * pixels)
+    _carry_detector(before, fresh)
     return fresh
 
 
@@ -122,17 +121,32 @@ def _carry_object(before: Ptychography, fresh: Ptychography, shift_px: NDArray[n
     new.copy_(torch.exp(sampled))
 
 
+def _carry_detector(before: Ptychography, fresh: Ptychography) -> None:
+    old, new = before.detector, fresh.detector
+    pixels = before.size * before.pixel_A / (fresh.size * fresh.pixel_A)
+    if new.background.shape == old.background.shape:
+        new.background.copy_(old.background * pixels**2)
+    # One detector pixel in those of the other, both of which add up finer samples.
+    scale = old.oversample * pixels / new.oversample
+    if old.descans:
+        new.descan_px.data = old.descan_px * (1 / scale)
+    if old.blurs and math.isclose(scale, 1):
+        new.blur_px2.data = old.blur_px2.detach().clone()
+
+
 def _carry_probe(before: Ptychography, fresh: Ptychography) -> None:
-    wave = fit_window(before.probe.wave, fresh.size, before.pixel_A, fresh.pixel_A)
+    count = len(before.probe.wave)
+    waves = fit_window(torch.cat([before.probe.wave, before.probe.variations]), fresh.size, before.pixel_A, fresh.pixel_A)
     depth = _first_depth_A(fresh) - _first_depth_A(before)
     if depth:
-        wave = travelled(wave, fresh.pixel_A, fresh.propagator.wavelength_A, depth)
-    wave = wave * torch.sqrt(fresh.initial_power) / torch.linalg.vector_norm(wave)
-    fresh.probe.wave.copy_(seed_modes(wave, len(fresh.probe.wave)))
+        waves = travelled(waves, fresh.pixel_A, fresh.propagator.wavelength_A, depth)
+    waves = waves * torch.sqrt(fresh.initial_power) / torch.linalg.vector_norm(waves[:count])
+    fresh.probe.wave.copy_(seed_modes(waves[:count], len(fresh.probe.wave)))
     fresh.probe.correction_A.copy_(before.probe.correction_A)
-    if len(before.probe.source_A2) == len(fresh.probe.source_A2):
-        fresh.probe.source_A2.copy_(before.probe.source_A2)
-        fresh.probe.source_order = before.probe.source_order
+    fresh.probe.source_A2.data = before.probe.source_A2.detach().clone()
+    fresh.probe.refit_source()
+    fresh.probe.variations.data = waves[count:]
+    fresh.probe.coefficients.data = before.probe.coefficients.detach().clone()
 
 
 def _first_depth_A(model: Ptychography) -> float:

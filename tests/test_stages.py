@@ -161,3 +161,19 @@ def test_stages_of_a_run_hand_the_object_on():
     assert np.corrcoef(found.ravel(), wanted.ravel())[0, 1] > 0.98
     again = ptycho.reconstruct(data, solve=[dataclasses.replace(coarse), still])
     assert np.array_equal(again.object, result.object)
+
+
+def test_source_drift_and_descan_go_on():
+    where = geometry()
+    coarse, options = seen_through(where, View(1, (40, 40))), ModelOptions(opr_modes=1)
+    before = specimen(model_of(coarse, ModelOptions(opr_modes=1, source_A=0.3)), where)
+    count, random = len(before.positions.value_px), torch.Generator().manual_seed(1)
+    before.probe.variations.data = 0.2j * before.probe.wave.data * torch.linspace(-1, 1, before.size)[:, None]
+    before.probe.coefficients.data = torch.randn(count, 1, generator=random)
+    before.detector.descan_px.data = torch.randn(count, 2, generator=random)
+    fresh = carry_over(before, model_of(where, options), where)
+    fine = torch.fft.fftshift(patterns(fresh), dim=(-2, -1))[:, 12:52, 12:52]
+    assert fresh.probe.source_A == pytest.approx(0.3)
+    assert difference(fine, torch.fft.fftshift(patterns(before), dim=(-2, -1))) < 0.02
+    binned = carry_over(before, model_of(geometry((32, 32), 0.1), options), where)
+    torch.testing.assert_close(binned.detector.descan_px, before.detector.descan_px / 2)
