@@ -166,6 +166,8 @@ def _reconstructed(job: Job, prepared: _Prepared) -> Result:
     geometry = prepared.data.geometry
     model, patterns, history = _solve(job, prepared)
     result = Result.of(model, history, prepared.recipe.text(), geometry.voltage_kV, geometry.semiangle_mrad, geometry.aberrations)
+    if result.instrument is not None and result.instrument.summary:
+        logger.info(f"source and detector: {result.instrument.summary}")
     return replace(result, residual=residual_by_angle(model, patterns, seen_through(geometry, patterns.view)))
 
 

@@ -72,9 +72,10 @@ class Probe(nn.Module):
 
     def mode_spectrum(self) -> Tensor:
         """Unitary Fourier transform of the modes with the corrected aberrations, complex (modes, y, x)."""
-        return self._transform(self.wave)
+        return self.transformed(self.wave)
 
-    def _transform(self, wave: Tensor) -> Tensor:
+    def transformed(self, wave: Tensor) -> Tensor:
+        """Unitary Fourier transform of waves (..., y, x) with the corrected aberrations."""
         spectrum = torch.fft.fft2(wave, norm="ortho")
         return spectrum if len(self.chi) == 0 else spectrum * self._correction()
 
@@ -103,7 +104,7 @@ class Probe(nn.Module):
 
     def variation_spectrum(self) -> Tensor:
         """What :meth:`spectrum` is to the modes, to the variations: complex (k, source modes, y, x)."""
-        return self.from_source(self._transform(self.variations)[:, None]) if self.varies else self.variations[:, None]
+        return self.from_source(self.transformed(self.variations)[:, None]) if self.varies else self.variations[:, None]
 
     def waves(self, index: Tensor) -> Tensor:
         """``wave`` as it is at each of the positions ``index`` (B,), (B, modes, y, x), or (1, modes, y, x) where it stays the same."""
@@ -114,7 +115,7 @@ class Probe(nn.Module):
 
     def spectra(self, index: Tensor) -> Tensor:
         """:meth:`spectrum` at each of the positions, as :meth:`waves`."""
-        return self.from_source(self._transform(self.waves(index)))
+        return self.from_source(self.transformed(self.waves(index)))
 
     def pull_back(self, gradient: Tensor) -> Tensor:
         """Gradient with respect to ``wave`` (modes, y, x), inside the aperture, from one with respect to :meth:`spectrum`."""

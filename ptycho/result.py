@@ -16,6 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ptycho.aberrations import Aberration, Aberrations, name_aberrations
+from ptycho.instrument import Instrument
 from ptycho.quality import Quality, Residual
 from ptycho.unwrap import unwrap_peaks
 
@@ -53,7 +54,8 @@ class Result:
     learned aberrations included; ``pixel_A`` is the pixel of both. ``slice_thickness_A`` (slices,) is the distance behind each
     slice. ``positions_A`` (N, 2) = (y, x) of each probe centre from the centre of ``phase[..., 0, 0]``; ``tilt_mrad`` (1, 2) or
     (N, 2). ``aberrations`` are the final ones, by Krivanek's names in Å and degrees; ``recipe`` is the complete TOML text as run.
-    ``residual`` compares model and data by scattering angle; ``quality`` is known when two halves of the data were reconstructed too.
+    ``residual`` compares model and data by scattering angle; ``quality`` is known when two halves of the data were reconstructed too;
+    ``instrument`` holds what is known of source and detector.
     """
 
     object: NDArray[np.complex64] = field(repr=False)
@@ -71,6 +73,7 @@ class Result:
     aberrations: dict[str, float]
     residual: Residual | None = field(default=None, repr=False)
     quality: Quality | None = None
+    instrument: Instrument | None = None
 
     @classmethod
     def of(
@@ -97,6 +100,7 @@ class Result:
             voltage_kV=float(voltage_kV),
             semiangle_mrad=float(semiangle_mrad),
             aberrations=name_aberrations(_corrected(aberrations, model.probe.terms, _numpy(model.probe.correction_A))),
+            instrument=Instrument.of(model),
         )
 
     @cached_property

@@ -350,3 +350,30 @@ def test_wild_pixels_do_not_take_the_contrast():
     low, high = robust_limits(image)
     assert 0 <= low < 0.01 and 0.99 < high <= 1
     assert robust_limits(np.ones((4, 4))) == (0.5, 1.5)
+
+
+def test_source_and_detector_are_told_and_kept(tmp_path):
+    m = model()
+    plain = Result.of(m, [], "seed = 0", 80, 24.9, ())
+    assert plain.instrument is not None and plain.instrument.summary == "" and plain.instrument.descan_px.shape == (0, 2)
+    m.probe.source_A2.data, m.detector.blur_px2.data = torch.tensor([0.16]), torch.tensor([0.25])
+    m.detector.background.data.fill_(0.125)
+    m.detector.descan_px.data = torch.tensor([[0.5, -1.0], [1.5, 2.0]])
+    m.probe.variations.data = m.probe.wave.data[1:] / torch.linalg.vector_norm(m.probe.wave.data[1])
+    m.probe.coefficients.data = torch.tensor([[3.0], [-3.0]])
+    result = Result.of(m, [], "seed = 0", 80, 24.9, ())
+    found = result.instrument
+    assert found is not None and (found.source_A, found.detector_blur_px) == (pytest.approx(0.4), 0.5)
+    assert np.allclose(found.opr_modes, m.probe.variations.detach().numpy(), atol=1e-6)
+    assert found.summary.split("; ") == [
+        "source 0.400 Å",
+        "detector blur 0.500 px",
+        "background 0.125 electrons per pixel",
+        "descan from 0.50 to 1.50 px in y, -1.00 to 2.00 px in x",
+        "probe varies by 3 √electrons rms",
+    ]
+    for number, kept in enumerate((plain, result)):
+        assert_identical(load_result(save_result(kept, tmp_path / str(number))), kept)
+    with h5py.File(tmp_path / "1" / "result.h5") as file:
+        units = {name: data.attrs["units"].decode() for name, data in file["instrument"].items()}
+    assert units == {"background_e": "electrons", "descan_px": "pixel", "opr_modes": "1", "opr_coefficients": "√electrons"}

@@ -10,12 +10,13 @@ import h5py
 import numpy as np
 from numpy.typing import NDArray
 
+from ptycho.instrument import Instrument
 from ptycho.quality import Correlation, Quality, Residual
 
 #: The group's name -> what it holds.
-_KINDS: dict[str, Any] = {"residual": Residual, "quality": Quality, "frc": Correlation, "fsc": Correlation}
+_KINDS: dict[str, Any] = {"residual": Residual, "quality": Quality, "frc": Correlation, "fsc": Correlation, "instrument": Instrument}
 #: Unit of a number by the end of its name.
-_UNITS = {"_invA": "1/Å", "_A": "Å", "_mrad": "mrad", "_rad": "rad", "_e": "electrons"}
+_UNITS = {"_invA": "1/Å", "_A": "Å", "_mrad": "mrad", "_rad": "rad", "_e": "electrons", "_px": "pixel", "_coefficients": "√electrons"}
 
 
 def write_array(file: h5py.File, name: str, array: NDArray[Any], unit: str) -> None:
@@ -53,7 +54,7 @@ def read_text(value: Any) -> str:
     return value if isinstance(value, str) else bytes(value).decode()
 
 
-def write_record(file: h5py.File, path: str, record: Residual | Quality | Correlation) -> None:
+def write_record(file: h5py.File, path: str, record: Residual | Quality | Correlation | Instrument) -> None:
     """A record as the group ``path``: arrays as datasets, numbers and texts as attributes, None as nothing."""
     group = file.create_group(path)
     for field in dataclasses.fields(record):

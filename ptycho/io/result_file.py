@@ -47,7 +47,7 @@ _HISTORY = {"stage": "1", "kind": "", "epoch": "1", "loss": "deviance per pixel"
 #: What files of format 1 do not have.
 _HISTORY_2 = ("held_out", "note")
 #: Fields of Result that are records, or None: each a group of its own name.
-_RECORDS = ("residual", "quality")
+_RECORDS = ("residual", "quality", "instrument")
 
 
 def save_result(result: Result, directory: str | os.PathLike[str]) -> Path:
