@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 
 import torch
 from torch import Tensor, nn
@@ -80,10 +81,13 @@ class Probe(nn.Module):
         return spectrum if len(self.chi) == 0 else spectrum * self._correction()
 
     @torch.no_grad()
-    def set_mode_spectrum(self, spectrum: Tensor) -> None:
-        """Change ``wave`` such that :meth:`mode_spectrum` is this one, (modes, y, x); the corrections stay."""
-        turned = spectrum if len(self.chi) == 0 else spectrum * self._correction().conj()
-        self.wave.copy_(torch.fft.ifft2(turned, norm="ortho"))
+    def change(self, linear: Callable[[Tensor], Tensor]) -> None:
+        """Apply a linear map of waves (..., y, x) in real space to the modes and their variations as they illuminate, aberrations corrected."""
+        spectrum = self.transformed(torch.cat([self.wave, self.variations]))
+        spectrum = torch.fft.fft2(linear(torch.fft.ifft2(spectrum, norm="ortho")), norm="ortho")
+        wave = torch.fft.ifft2(spectrum if len(self.chi) == 0 else spectrum * self._correction().conj(), norm="ortho")
+        self.wave.copy_(wave[: len(self.wave)])
+        self.variations.copy_(wave[len(self.wave) :])
 
     def spectrum(self) -> Tensor:
         """The modes that illuminate, complex (modes x source modes, y, x): those of :meth:`mode_spectrum`, each seen from the whole source."""

@@ -291,8 +291,8 @@ def test_probe_support_keeps_the_power_inside():
     r = torch.hypot(r[:, None], r[None, :])
     ProbeSupport(radius_A=2.0, edge_A=0.8).apply(model)
     after = model.probe.wave.detach()
-    assert torch.equal(after[:, r <= 2.0], before[:, r <= 2.0])
-    assert (after[:, r >= 2.8] == 0).all() and (before[:, r >= 2.8] != 0).any()
+    torch.testing.assert_close(after[:, r <= 2.0], before[:, r <= 2.0])
+    assert after[:, r >= 2.8].abs().max() < 1e-12 * before.abs().max() < before[:, r >= 2.8].abs().max()
     between = (r > 2.0) & (r < 2.8)
     assert (after[:, between].abs() < before[:, between].abs()).all() and (after[:, between] != 0).any()
 

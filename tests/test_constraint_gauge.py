@@ -6,13 +6,13 @@ import pytest
 import torch
 from small import counts_of, empty, make, solve
 
-from ptycho.constraint import CentreProbe, Constraints, ObjectScale, PhaseRamp, ProbePower
+from ptycho.constraint import CentreProbe, Constraints, ObjectScale, OrthogonalModes, PhaseRamp, ProbePower
 from ptycho.errors import RecipeError
 from ptycho.solvers import EPIE, Gradient
 from ptycho.solvers.base import Updates
 
 
-def compact(slices=3, corrected=True, **options):
+def compact(slices=3, corrected=True, varies=False, **options):
     """A model whose probe is dark at the edge of its window and that has a random object with amplitude."""
     model = make(scan=(4, 4), slices=slices, modes=2, dtype=torch.float64, **options)
     noise = torch.randn(model.object.transmission.shape, dtype=torch.complex128, generator=torch.Generator().manual_seed(1))
@@ -20,6 +20,9 @@ def compact(slices=3, corrected=True, **options):
     r = torch.arange(model.size, dtype=torch.float64) - model.size // 2
     spot = torch.exp(-(r[:, None] ** 2 + r**2) / 8)
     model.probe.wave.data = 80 * torch.stack([spot * torch.exp(0.3j * r), 0.5 * spot * r[:, None]]).to(torch.complex128)
+    if varies:
+        model.probe.variations = torch.nn.Parameter(torch.stack([spot * r[:, None], 1j * spot * r]))
+        model.probe.coefficients = torch.nn.Parameter(10 * torch.stack([torch.arange(16) % 3 - 1, torch.arange(16) // 4 - 1.5], -1).double())
     if corrected:
         model.probe.correction_A.data[:] = torch.tensor([3.0, 1.0, -2.0])[: len(model.probe.correction_A)]
     return model
@@ -110,3 +113,15 @@ def test_a_run_converges_as_fast_with_them(solver):
         model.probe.wave.data = torch.roll(model.probe.wave.data * torch.exp(0.1j * (r[:, None] - r)), 1, -1)
         found.append(solve(solver(epochs=8, loss="amplitude", update=Updates(probe=1), constraints=Constraints(**gauges)), model, counts)[-1])
     assert found[1] < 1.1 * found[0]
+
+
+@pytest.mark.parametrize("constraint", [PhaseRamp(), CentreProbe(), ObjectScale(), OrthogonalModes()], ids=lambda c: type(c).__name__)
+def test_a_varying_probe_goes_along(constraint):
+    model = ramped(compact(slices=1, varies=True))
+    model.probe.wave.data = torch.roll(model.probe.wave.data, 1, -1)
+    model.probe.variations.data = torch.roll(model.probe.variations.data, 1, -1)
+    before = counts_of(model)
+    still = counts_of(compact(slices=1))
+    assert (counts_of(compact(slices=1, varies=True)) - still).abs().max() > 1e-3 * still.max()
+    constraint.apply(model)
+    torch.testing.assert_close(counts_of(model), before, rtol=1e-7, atol=1e-7 * before.max().item())

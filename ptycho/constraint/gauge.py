@@ -32,7 +32,7 @@ class PhaseRamp(Constraint):
         transmission[:, 0].mul_((rows[:, None] * columns).to(transmission.dtype))
         within = torch.arange(model.size, device=slope.device) - model.size // 2
         tilt = (_ramp(slope[0], within)[:, None] * _ramp(slope[1], within)).to(transmission.dtype)
-        _change_wave(model, tilt)
+        model.probe.change(lambda wave: wave * tilt)
 
 
 @dataclass(frozen=True)
@@ -52,7 +52,7 @@ class CentreProbe(Constraint):
         room = torch.tensor(model.object.transmission.shape[-2:], device=positions.device) - (model.size - model.size // 2) - 1
         centre = torch.minimum(torch.maximum(centre, model.size // 2 - positions.amin(0)), room - positions.amax(0))
         ramp_y, ramp_x = shift_ramps(-centre[None], model.size)
-        model.probe.wave.data.copy_(torch.fft.ifft2(torch.fft.fft2(model.probe.wave.data) * (ramp_y * ramp_x)))
+        model.probe.change(lambda wave: torch.fft.ifft2(torch.fft.fft2(wave) * (ramp_y * ramp_x)[0]))
         positions.add_(centre)
 
 
@@ -70,6 +70,7 @@ class ObjectScale(Constraint):
         scale = passed.sqrt()
         transmission.div_(scale[:, None, None])
         model.probe.wave.data.mul_(scale.prod())
+        model.probe.coefficients.data.mul_(scale.prod())
 
 
 def _mean_slope(model: Ptychography) -> Tensor:
@@ -88,9 +89,3 @@ def _ramp(slope: Tensor, pixel: Tensor) -> Tensor:
     """exp(2 pi i slope pixel), complex128."""
     angle = 2 * math.pi * slope * pixel
     return torch.polar(torch.ones_like(angle), angle)
-
-
-def _change_wave(model: Ptychography, factor: Tensor) -> None:
-    """Multiply the probe as it illuminates, corrected aberrations included, by ``factor`` (y, x)."""
-    probe = model.probe
-    probe.set_mode_spectrum(torch.fft.fft2(torch.fft.ifft2(probe.mode_spectrum()) * factor))

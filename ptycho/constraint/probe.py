@@ -27,9 +27,10 @@ class ProbeSupport(Constraint):
 
     def apply(self, model: Ptychography) -> None:
         """Multiply all modes by the support; inside nothing changes."""
-        wave = model.probe.wave.data
+        wave = model.probe.wave
         axis = (torch.arange(model.size, dtype=wave.real.dtype, device=wave.device) - model.size // 2) * model.pixel_A
-        wave.mul_(aperture(axis[:, None], axis[None, :], self.radius_A + 0.5 * self.edge_A, self.edge_A))
+        support = aperture(axis[:, None], axis[None, :], self.radius_A + 0.5 * self.edge_A, self.edge_A)
+        model.probe.change(lambda wave: wave * support)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -55,18 +56,18 @@ class ProbeAperture(Constraint):
 
     def apply(self, model: Ptychography) -> None:
         """Shape the modulus of the spectrum, which no aberration changes."""
-        wave, propagator = model.probe.wave.data, model.propagator
+        propagator = model.propagator
         per_mrad = 1e-3 / propagator.wavelength_A
         edge = self.edge_mrad * per_mrad or 1 / (model.size * model.pixel_A)
         ky, kx, radius = propagator.ky, propagator.kx, self.semiangle_mrad * per_mrad
         # It begins where the aperture's own edge ends, or that edge would fall off more steeply each time.
-        spectrum = torch.fft.fft2(wave, norm="ortho") * aperture(ky, kx, radius + edge, edge)
+        passed = aperture(ky, kx, radius + edge, edge)
         if self.flat > 0:
-            power = (spectrum.real.square() + spectrum.imag.square()).sum(0)
+            power = model.probe.mode_spectrum().mul_(passed).abs().square().sum(0)
             wanted = aperture(ky, kx, radius, edge).square()
             wanted *= power.sum() / wanted.sum()
-            spectrum *= 1 - self.flat + self.flat * torch.sqrt(wanted / power.clamp_min(1e-12 * power.max()))
-        wave.copy_(torch.fft.ifft2(spectrum, norm="ortho"))
+            passed *= 1 - self.flat + self.flat * torch.sqrt(wanted / power.clamp_min(1e-12 * power.max()))
+        model.probe.change(lambda wave: torch.fft.ifft2(torch.fft.fft2(wave) * passed))
 
 
 @dataclass(frozen=True)
@@ -83,16 +84,18 @@ class ProbePower(Constraint):
     def apply(self, model: Ptychography) -> None:
         """Scale all modes by one factor."""
         wanted = self.electrons or model.initial_power
-        model.probe.wave.data.mul_(torch.sqrt(wanted / model.probe.power().sum()))
+        scale = torch.sqrt(wanted / model.probe.power().sum())
+        model.probe.wave.data.mul_(scale)
+        model.probe.coefficients.data.mul_(scale)
 
 
 @dataclass(frozen=True)
 class OrthogonalModes(Constraint):
-    """Probe modes orthogonal and sorted by power; the intensity does not change."""
+    """Probe modes orthogonal and sorted by power; the intensity does not change. A first mode that varies with the position stays as it is."""
 
     def apply(self, model: Ptychography) -> None:
         """Rotate the modes onto the eigenvectors of their Gram matrix."""
-        wave = model.probe.wave.data
+        wave = model.probe.wave.data[1 if model.probe.varies else 0 :]
         if len(wave) > 1:
             turned = orthogonalise(wave)
             # Eigenvectors have any phase: the one that turns the modes least keeps momenta meaningful.
