@@ -56,7 +56,7 @@ def _show_correlation(axes: Axes, curve: Correlation, colour: str, label: str) -
     shown = curve.half_bit <= 1
     axes.plot(curve.frequency_invA[shown], curve.half_bit[shown], color=_GREY, linewidth=0.8, label="half-bit")
     axes.plot(curve.frequency_invA, curve.correlation, color=colour, linewidth=1.4, label=label)
-    for resolution_A, style in ((curve.half_bit_A, "-"), (curve.lattice_A, ":")):
+    for resolution_A, style in ((curve.half_bit_A, "-"), (curve.outermost_A, ":")):
         if np.isfinite(resolution_A):
             axes.axvline(1 / resolution_A, color=colour, linewidth=0.6, linestyle=style)
     axes.set_xlim(0, float(curve.frequency_invA[-1]))

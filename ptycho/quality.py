@@ -26,8 +26,8 @@ FSC_OF_HALVES = 0.143
 _HALF_BIT = (np.sqrt(2) - 1) / 2
 #: Shot noise leaves at best half of what an ideal phase plate sees to a detector in the far field (Dwyer & Paganin, Phys. Rev. B 110 (2024) 024110).
 _BEST_DQE = 0.5
-#: The local scatter is averaged over a Gaussian of this many resolution elements: some 50 independent values, a tenth of uncertainty.
-_WINDOW = 2.0
+#: The local scatter is averaged over about so many independent values, which know it to a tenth, and over this part of the field at most.
+_VALUES, _WIDEST_WINDOW = 50, 1 / 8
 #: A pixel with less than this part of the light in the scanned field, or so many times its standard error, is not constrained.
 _LEAST_LIGHT, _MOST_ERROR = 0.05, 3.0
 #: The halves are searched for their best overlap within this many pixels.
@@ -49,7 +49,7 @@ class Correlation:
     ``frequency_invA``, ``correlation`` and the threshold ``half_bit``, all float64 (shells,). ``half_bit_A`` is the resolution where the
     correlation first falls below half a bit of information in each value (van Heel & Schatz, J. Struct. Biol. 151 (2005) 250, eq. 17, with
     the number of independent values that the taper leaves), ``fixed_A`` where it first falls to 0.143; inf when nothing is common. The
-    correlation of a crystal falls between its Bragg rings and comes back: ``lattice_A`` is where it is above half a bit for the last time.
+    correlation of a crystal falls between its Bragg rings and comes back: ``outermost_A`` is where it is above half a bit for the last time.
     """
 
     frequency_invA: NDArray[np.float64] = field(repr=False)
@@ -57,7 +57,7 @@ class Correlation:
     half_bit: NDArray[np.float64] = field(repr=False)
     half_bit_A: float
     fixed_A: float
-    lattice_A: float
+    outermost_A: float
 
 
 @dataclass(frozen=True, eq=False)
@@ -88,9 +88,9 @@ class Quality:
         """One line for a person."""
         if not np.isfinite(self.frc.half_bit_A):
             return "the halves of the data have nothing in common above half a bit: this dose or these settings show no specimen"
-        comes_back = self.frc.half_bit_A > _GAPS * self.frc.lattice_A
+        comes_back = self.frc.half_bit_A > _GAPS * self.frc.outermost_A
         return (
-            f"resolution {self.frc.half_bit_A:.3g} Å (half-bit{f'; Bragg rings to {self.frc.lattice_A:.3g} Å' if comes_back else ''}), "
+            f"resolution {self.frc.half_bit_A:.3g} Å (half-bit{f'; with gaps to {self.frc.outermost_A:.3g} Å' if comes_back else ''}), "
             f"{self.frc.fixed_A:.3g} Å (FRC {FSC_OF_HALVES}), standard error {1e3 * self.error_rad:.3g} mrad in the scanned field"
         )
 
@@ -141,7 +141,8 @@ def assess(whole: Result, halves: tuple[Result, Result], kept: tuple[NDArray[np.
     resolution_A = frc.half_bit_A if np.isfinite(frc.half_bit_A) else 2 * pixel_A
     where = np.zeros(lit.shape, bool)
     where[scanned] = seen
-    error = standard_error(_without_plane((one - two).sum(0), where), lit, _WINDOW * resolution_A / pixel_A)
+    difference = _without_plane((one - two).sum(0), where)
+    error = standard_error(difference, lit, _window_px(np.where(where, difference, 0)[scanned]))
     dose = np.where(lit, light, np.nan) / pixel_A**2
     return Quality(
         split=split,
@@ -168,7 +169,7 @@ def correlate(one: Image, two: Image, spacing_A: tuple[float, ...], use: NDArray
         threshold,
         half_bit_A=_crossing_A(frequency, correlation - threshold, first),
         fixed_A=_crossing_A(frequency, correlation - FSC_OF_HALVES, first),
-        lattice_A=_crossing_A(frequency, correlation - threshold, last),
+        outermost_A=_crossing_A(frequency, correlation - threshold, last),
     )
 
 
@@ -190,6 +191,17 @@ def standard_error(difference: Image, lit: NDArray[np.bool_], window_px: float) 
     weight = ndimage.gaussian_filter(lit.astype(np.float64), window_px, mode="constant")
     square = ndimage.gaussian_filter(np.where(lit, difference / 2, 0.0) ** 2, window_px, mode="constant")
     return np.sqrt(np.divide(square, weight, out=np.full(square.shape, np.nan), where=lit))
+
+
+def _window_px(difference: Image) -> float:
+    """Standard deviation of the Gaussian, 4 pi s^2 pixels of equal weight, that holds about ``_VALUES`` independent values of the difference.
+
+    Noise with the power P at each of N frequencies has (sum P)^2 / sum P^2 of them; of a single sample sum P^2 is twice what it is on average.
+    """
+    power = np.abs(np.fft.fft2(difference)) ** 2
+    independent = 2 * power.sum() ** 2 / max(float((power**2).sum()), 1e-300)
+    widest = _WIDEST_WINDOW * min(difference.shape)
+    return float(min(np.sqrt(_VALUES * difference.size / max(independent, 1.0) / (4 * np.pi)), widest))
 
 
 def illumination(result: Result) -> Image:

@@ -80,31 +80,31 @@ def test_resolution_is_where_the_noise_takes_over(size):
     # Half a bit at about 160 independent values is a correlation of 0.28.
     wanted = np.interp(1 / curve.half_bit_A, curve.frequency_invA, curve.half_bit)
     assert 1 / curve.half_bit_A == pytest.approx(width * np.sqrt(np.log(power * (1 - wanted) / wanted)), rel=0.06)
-    assert curve.lattice_A == pytest.approx(curve.half_bit_A, rel=0.1)
+    assert curve.outermost_A == pytest.approx(curve.half_bit_A, rel=0.1)
 
 
 def test_noise_has_no_resolution_and_no_noise_has_that_of_the_grid():
     one, two = white(2, 128, 128, seed=4)
     assert np.isinf(correlate(one, two, (PIXEL_A, PIXEL_A)).half_bit_A)
     same = correlate(one, one, (PIXEL_A, PIXEL_A))
-    assert same.half_bit_A == same.fixed_A == same.lattice_A == pytest.approx(2 * PIXEL_A)
+    assert same.half_bit_A == same.fixed_A == same.outermost_A == pytest.approx(2 * PIXEL_A)
 
 
 def test_between_the_bragg_rings_of_a_crystal_there_is_nothing():
     y, x = np.indices((128, 128))
     lattice = sum(np.cos(2 * np.pi * n * (axis + 0.3) / 9) for axis in (y, x) for n in (1, 2, 3))
     curve = correlate(lattice + 0.5 * white(128, 128), lattice + 0.5 * white(128, 128, seed=1), (PIXEL_A, PIXEL_A))
-    assert 1 / curve.lattice_A == pytest.approx(3 / (9 * PIXEL_A), rel=0.1) and 1 / curve.half_bit_A == pytest.approx(1 / (9 * PIXEL_A), rel=0.3)
+    assert 1 / curve.outermost_A == pytest.approx(3 / (9 * PIXEL_A), rel=0.1) and 1 / curve.half_bit_A == pytest.approx(1 / (9 * PIXEL_A), rel=0.3)
 
 
 def test_gaps_of_the_correlation_are_said():
     frequency = np.arange(9) / 10
-    curve = Correlation(frequency, np.ones(9), np.ones(9), half_bit_A=2.5, fixed_A=2.4, lattice_A=1.3)
+    curve = Correlation(frequency, np.ones(9), np.ones(9), half_bit_A=2.5, fixed_A=2.4, outermost_A=1.3)
     nothing = np.zeros((4, 4))
     quality = Quality("electrons", curve, None, nothing, nothing, nothing > 0, error_rad=0.0123)
-    wanted = "resolution 2.5 Å (half-bit; Bragg rings to 1.3 Å), 2.4 Å (FRC 0.143), standard error 12.3 mrad in the scanned field"
+    wanted = "resolution 2.5 Å (half-bit; with gaps to 1.3 Å), 2.4 Å (FRC 0.143), standard error 12.3 mrad in the scanned field"
     assert quality.summary() == wanted
-    assert "(half-bit)" in replace(quality, frc=replace(curve, lattice_A=2.4)).summary()
+    assert "(half-bit)" in replace(quality, frc=replace(curve, outermost_A=2.4)).summary()
     assert "nothing in common" in replace(quality, frc=replace(curve, half_bit_A=np.inf)).summary()
 
 
@@ -167,7 +167,7 @@ def test_a_pattern_at_the_frequency_of_the_raster_is_no_specimen():
     truth = gaussian_filter(specimen(), (0, 3, 3))
     plain, quality = judged(truth, one, two).frc, judged(truth + grid, one, two).frc
     np.testing.assert_allclose(quality.correlation[1:], plain.correlation[1:], atol=0.15)
-    assert quality.lattice_A == pytest.approx(plain.lattice_A, rel=0.05) and plain.lattice_A > 6 * PIXEL_A
+    assert quality.outermost_A == pytest.approx(plain.outermost_A, rel=0.05) and plain.outermost_A > 6 * PIXEL_A
     scattered = result_of(truth, SCAN + 40 + 3 * white(*SCAN.shape))
     assert raster_frequencies(result_of(truth)).any() and not raster_frequencies(scattered).any()
 
@@ -180,7 +180,7 @@ def test_the_corners_about_a_rotated_field_do_not_count():
     rim = np.where(illumination(whole) < 0.02 * illumination(whole).max(), white(164, 170, seed=5), 0)
     everywhere = np.arange(len(SCAN))
     quality = assess(whole, tuple(result_of(part + rim, turned) for part in noise), (everywhere, everywhere), "electrons")
-    assert np.isinf(quality.frc.half_bit_A) and np.isinf(quality.frc.lattice_A)
+    assert np.isinf(quality.frc.half_bit_A) and np.isinf(quality.frc.outermost_A)
 
 
 def test_a_field_of_few_pixels_is_refused():

@@ -65,7 +65,7 @@ def quality(fsc: bool = True) -> Quality:
     random = np.random.default_rng(1)
 
     def curve() -> Correlation:
-        return Correlation(*random.random((3, 14)), half_bit_A=0.8, fixed_A=0.7, lattice_A=float("inf"))
+        return Correlation(*random.random((3, 14)), half_bit_A=0.8, fixed_A=0.7, outermost_A=float("inf"))
 
     error = random.random((30, 34)).astype(np.float32)
     error[0] = np.nan
