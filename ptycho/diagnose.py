@@ -81,8 +81,8 @@ def diagnose_counts(scale: float) -> tuple[Finding, ...]:
     if scale >= _LEAST_NOISE:
         return ()
     sentence = (
-        f"counts vary {scale:.2f} times as much as electrons would: each electron makes {1 / scale:.1f} counts, or, if it makes one, "
-        f"adu_per_electron is {1 / scale:.1f} times too large"
+        f"counts vary {scale:.2f} times as much as electrons would: each electron makes at least {1 / scale:.1f} counts, or, if it makes one, "
+        f"adu_per_electron is {1 / scale:.1f} times too large or more"
     )
     return (Finding("gain", sentence),)
 
