@@ -42,6 +42,7 @@ class Updates:
     object: int = 1
     probe: int = 2
     positions: int = 0
+    affine: int = 0
     tilt: int = 0
     thickness: int = 0
     aberrations: int = 0
@@ -68,6 +69,7 @@ class Due:
     object: bool
     probe: bool
     positions: bool
+    affine: bool
     tilt: bool
     thickness: bool
     aberrations: bool

@@ -18,18 +18,22 @@ from torch import Tensor
 from ptycho.adjoint import Gradients, Likelihood, Varying, Wants
 from ptycho.model import Ptychography
 from ptycho.optics import propagation_phase
+from ptycho.solvers.refine_affine import AffineSteps
 from ptycho.solvers.refine_detector import DetectorSide, switch_on
+from ptycho.solvers.refine_positions import PositionSteps
 from ptycho.solvers.scalar import TURN_RAD, Scalar
 
 if TYPE_CHECKING:
     from ptycho.solvers.base import Due
 
-#: A position moves by at most this many pixels per visit.
-_MOST_PX = 0.1
 #: At most this share of a Gauss-Newton step is taken: the other parameters have not settled yet.
 _RELAXATION = 0.5
 #: A common parameter takes this many times the batch's share of the data of it, so that batches are averaged.
 _PASS = 3.0
+#: Aberrations of one order more join after so many passes.
+_PASSES_PER_ORDER = 2
+#: Finite differences shift the positions by this many pixels.
+_SHIFT_PX = 0.1
 #: The curvature of the common parameters comes from this many patterns of a batch, anew every so many batches.
 _SAMPLE, _EVERY = 8, 16
 
@@ -40,8 +44,10 @@ class Refinement:
     def __init__(self, model: Ptychography, natural_step: float) -> None:
         self.model, self.natural_step = model, natural_step
         self.detector_side = DetectorSide(model, natural_step)
-        self._batches = 0
+        self._batches, self._passes = 0, 0.0
         self._inverses: dict[str, Tensor] = {}
+        self._positions: PositionSteps | None = None
+        self._affine: AffineSteps | None = None
 
     @torch.no_grad()
     def gradients(self, engine: Likelihood, index: Tensor, counts: Tensor, due: Due) -> tuple[Gradients, Tensor, Tensor]:
@@ -52,7 +58,7 @@ class Refinement:
         wants = Wants(
             object=due.object,
             probe=due.probe or due.aberrations or due.source,
-            offsets=due.positions,
+            offsets=due.positions or due.affine,
             propagation=propagates and (due.tilt or due.thickness),
             background=due.background,
             blur=due.blur,
@@ -73,7 +79,7 @@ class Refinement:
             self._inverses.clear()
         self._batches += 1
         if found.offsets is not None:
-            self._positions(index, found.offsets)
+            self._scan(index, found.offsets, due)
         power = (spectrum.real.square() + spectrum.imag.square()).sum(0)
         power /= power.sum()
         common: list[Scalar] = []
@@ -86,7 +92,7 @@ class Refinement:
         if found.thickness is not None and due.thickness:
             common += self._thickness(found.thickness, power)
         if found.spectrum is not None and due.aberrations and len(self.model.probe.chi):
-            common += self._aberrations(found.spectrum, spectrum, power)
+            common += self._aberrations(index, found.spectrum, spectrum, power)
         common += self.detector_side.scalars(found, due)
         if common:
             self._common(index, common)
@@ -94,18 +100,31 @@ class Refinement:
             self._each("descan", index, self.model.detector.descan_px.data, self.detector_side.descan(found))
         self.detector_side.step(index, found, due)
 
-    def _positions(self, index: Tensor, gradient: Tensor) -> None:
-        model = self.model
-        positions = model.positions.value_px.data
+    def _scan(self, index: Tensor, gradient: Tensor, due: Due) -> None:
+        """Single positions, and the affine map of all."""
+        if self._positions is None:
+            self._positions, self._affine = PositionSteps(self.model, self.natural_step), AffineSteps(self.model)
         curvature = self._object_slope(index)
         # Where there is next to nothing to hold on to, noise decides: steps there are shorter.
-        curvature += 0.1 * curvature.max() + 1e-30
-        positions[index] -= (self.natural_step * gradient / curvature).clamp(-_MOST_PX, _MOST_PX)
-        # A window has to stay on the canvas.
-        half, (rows, columns) = model.size // 2, model.object.transmission.shape[-2:]
-        low = torch.full((2,), float(half), device=positions.device)
-        high = torch.tensor([rows, columns], device=positions.device) - (model.size - half) - 1.0
-        positions.clamp_(low, high)
+        curvature += 0.1 * curvature.mean() + 1e-30
+        curvature *= self._noise_share(index, curvature)
+        if due.positions:
+            self._positions.step(index, gradient, curvature)
+        if due.affine and self._affine is not None:
+            self._positions.follow(self._affine.centre, self._affine.step(index, gradient, curvature))
+
+    def _noise_share(self, index: Tensor, curvature: Tensor) -> Tensor:
+        """What the patterns show of the object's slope: their Gauss-Newton curvature over 2 sum |P|^2 |dO/dr|^2, (2,).
+
+        Half of it for a clean object; far less for one with noise, which makes slopes that no pattern has seen.
+        """
+        held = self._inverses.get("positions")
+        if held is None:
+            positions = self.model.positions.value_px.data
+            axes = [Scalar(positions[:, i], positions, torch.tensor(_SHIFT_PX, device=positions.device)) for i in (0, 1)]
+            matrix = self._gauss_newton(index, axes).diagonal() / _SHIFT_PX**2
+            held = self._inverses["positions"] = matrix.clamp_min(1e-30) / curvature.mean(0)
+        return held
 
     def _object_slope(self, index: Tensor) -> Tensor:
         """2 sum |P|^2 |dO/dy|^2 and likewise for x, (B, 2) per pixel^2, with the product of all slices for O."""
@@ -132,12 +151,16 @@ class Refinement:
         change = TURN_RAD / (kappa**2 * power).sum().sqrt()
         return [Scalar(p.thickness_A.data[s : s + 1], gradient[s : s + 1], change) for s in range(len(gradient) - 1)]
 
-    def _aberrations(self, gradient: Tensor, spectrum: Tensor, power: Tensor) -> list[Scalar]:
+    def _aberrations(self, index: Tensor, gradient: Tensor, spectrum: Tensor, power: Tensor) -> list[Scalar]:
         """dL/dC = sum chi Im(conj(Y) P), with Y the gradient with respect to the spectrum P (torch's convention)."""
         probe = self.model.probe
+        # Wrong low orders look like wrong high ones to an object that is not there yet: one order more every few passes.
+        self._passes += len(index) / len(self.model.positions.value_px)
+        orders = [term.n for term in probe.terms for _ in range(2 if term.m else 1)]
+        open_ = [n <= 1 + self._passes / _PASSES_PER_ORDER for n in orders]
         slope = torch.einsum("cyx,yx->c", probe.chi, (gradient.conj() * spectrum).imag.sum(0))
         changes = TURN_RAD / torch.einsum("cyx,yx->c", probe.chi.square(), power).sqrt()
-        return [Scalar(probe.correction_A.data[c : c + 1], slope[c : c + 1], changes[c]) for c in range(len(changes))]
+        return [Scalar(probe.correction_A.data[c : c + 1], slope[c : c + 1], changes[c]) for c in range(len(changes)) if open_[c]]
 
     def _common(self, index: Tensor, scalars: list[Scalar]) -> None:
         """One damped Gauss-Newton step of all parameters that all patterns share."""
@@ -156,14 +179,23 @@ class Refinement:
         values[index] -= turns * changes
 
     def _inverse(self, name: str, index: Tensor, scalars: list[Scalar]) -> Tensor:
-        """Inverse of the Gauss-Newton matrix of one pattern, (n, n), per ``change`` of each parameter.
+        """Inverse of the damped Gauss-Newton matrix of one pattern, (n, n), per ``change`` of each parameter.
 
-        The second derivative of the losses at I = D is 1 / (2 I), of Poisson's 1 / I: 1 / (2 I) over the natural step. The damping
-        holds back combinations that the patterns hardly show.
+        The damping holds back combinations that the patterns hardly show.
         """
         held = self._inverses.get(name)
-        if held is not None and len(held) == len(scalars):
-            return held
+        if held is None or len(held) != len(scalars):
+            matrix = self._gauss_newton(index, scalars)
+            damping = 1e-2 * matrix.trace() / len(scalars) + 1e-30
+            held = torch.linalg.inv(matrix + damping * torch.eye(len(scalars), dtype=matrix.dtype, device=matrix.device))
+            self._inverses[name] = held
+        return held
+
+    def _gauss_newton(self, index: Tensor, scalars: list[Scalar]) -> Tensor:
+        """Gauss-Newton matrix of one pattern, the mean of a few, (n, n), per ``change`` of each parameter.
+
+        The second derivative of the losses at I = D is 1 / (2 I), of Poisson's 1 / I: 1 / (2 I) over the natural step.
+        """
         model, sample = self.model, index[:: max(1, len(index) // _SAMPLE)]
         image = model(sample)
         weight = model.detector.mask * 0.5 / self.natural_step / (image + 1e-3 * image.mean())
@@ -174,7 +206,4 @@ class Refinement:
             changes.append((model(sample) - image).flatten())
             scalar.value.copy_(before)
         jacobian = torch.stack(changes)
-        matrix = (jacobian * weight.flatten()) @ jacobian.mT / len(sample)
-        damping = 1e-2 * matrix.trace() / len(scalars) + 1e-30
-        held = self._inverses[name] = torch.linalg.inv(matrix + damping * torch.eye(len(scalars), dtype=matrix.dtype, device=matrix.device))
-        return held
+        return (jacobian * weight.flatten()) @ jacobian.mT / len(sample)
