@@ -9,6 +9,7 @@ import torch
 from small import PIXEL_A, correlation, counts_of, empty, make, random_phase, solve, summed_phase
 
 from ptycho.affine import affine_between
+from ptycho.constraint import Constraints
 from ptycho.solvers import EPIE, Gradient, Updates
 
 
@@ -185,7 +186,8 @@ def test_everything_at_once_does_not_diverge():
 def test_curvatures_leave_the_model_as_it_is():
     truth = make(scan=(4, 4), slices=3)
     model = copy.deepcopy(truth)
-    solve(Gradient(epochs=1, batch=0, update=Updates(object=0, probe=0, tilt=1, thickness=1, aberrations=1)), model, counts_of(truth))
+    updates = Updates(object=0, probe=0, tilt=1, thickness=1, aberrations=1)
+    solve(Gradient(epochs=1, batch=0, update=updates, constraints=Constraints()), model, counts_of(truth))
     for name, value in model.named_parameters():
         torch.testing.assert_close(value, dict(truth.named_parameters())[name], rtol=1e-4, atol=1e-4, msg=name)
 
