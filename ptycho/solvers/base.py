@@ -35,7 +35,12 @@ _LEAST = {"epochs": 1, "batch": 0, "chunk": 0, "seed": 0, "bin": 1, "detector_px
 
 @dataclass(frozen=True)
 class Updates:
-    """From which epoch on (1: the first; 0: never) each part of the model is updated."""
+    """From which epoch on (1: the first; 0: never) each part of the model is updated.
+
+    Beside the specimen and its geometry: ``source`` (its size), ``opr`` (the probe's ``opr_modes`` over the scan, its current with it),
+    ``descan`` (the pattern's place on the detector, smooth over the scan), ``background`` and ``blur`` of the detector. A camera that is
+    rotated or scaled has no number of its own: it is the scan's affine map seen from the other side, with all lengths of probe and object.
+    """
 
     __pydantic_config__: ClassVar = {"extra": "forbid", "allow_inf_nan": False}  # for recipe.py
 
