@@ -7,7 +7,7 @@ from dataclasses import replace
 
 from ptycho.constraint import Constraints, SliceSmoothing
 from ptycho.geometry import Geometry
-from ptycho.solvers import Gradient
+from ptycho.solvers import Gradient, Updates
 from ptycho.solvers.base import default_constraints
 from ptycho.solvers.stop import Stop
 from ptycho.stages import coarse_view
@@ -17,6 +17,12 @@ from ptycho.start import ModelOptions, probe_diameter_A
 _TOGETHER = 2.5
 #: Then slices go their own ways, and at the end as far as the data tell them apart.
 _APART, _FREE = 0.4, 0.1
+
+#: What is refined from the first stage on, while the object follows fast, and what waits for the last stage; by the names in ``update``.
+_EARLY = ("affine", "aberrations", "tilt", "descan")
+_LATE = ("positions", "thickness", "source", "opr", "background", "blur")
+#: From this epoch of a stage on.
+_FROM = 3
 
 
 def default_stages(geometry: Geometry, options: ModelOptions, few_counts: bool) -> tuple[Gradient, ...]:
@@ -29,9 +35,10 @@ def default_stages(geometry: Geometry, options: ModelOptions, few_counts: bool) 
     """
     view = coarse_view(geometry, sum(options.thicknesses_A) if options.slices > 1 else 0.0)
     bins, size = (view.bin, view.shape[0]) if view is not None else (1, 0)
+    early, late = _updates(options.refine, _EARLY), _updates(options.refine, (*_EARLY, *_LATE))
     if options.slices == 1:
-        first = Gradient(epochs=4, memory=(0.1, 0.2), bin=bins, detector_px=size)
-        fine = Gradient(epochs=40, memory=(0.2, 1.0), anneal_epochs=8, stop=Stop(patience=4, min_epochs=8))
+        first = Gradient(epochs=4, memory=(0.1, 0.2), bin=bins, detector_px=size, update=early)
+        fine = Gradient(epochs=40, memory=(0.2, 1.0), anneal_epochs=8, update=late, stop=Stop(patience=4, min_epochs=12))
         return (replace(fine, memory=(0.1, 1.0), anneal_epochs=12),) if view is None else (first, fine)
     depth_A = 1 / (geometry.wavelength_A * geometry.aperture_invA**2)
 
@@ -40,11 +47,17 @@ def default_stages(geometry: Geometry, options: ModelOptions, few_counts: bool) 
 
     probes = geometry.scan_area_A2 / (math.pi / 4 * probe_diameter_A(geometry, sum(options.thicknesses_A)) ** 2)
     batch = min(max(4, round(probes)), 64)
-    together = Gradient(epochs=40, batch=batch, memory=(0.05, 0.5), constraints=smoothed(_TOGETHER), bin=bins, detector_px=size)
-    apart = Gradient(epochs=30, batch=batch, memory=(0.3, 1.0), constraints=smoothed(_APART), bin=bins, detector_px=size)
-    fine = Gradient(epochs=24, batch=32, memory=(0.5, 1.0), constraints=smoothed(_FREE))
+    together = Gradient(epochs=40, batch=batch, memory=(0.05, 0.5), constraints=smoothed(_TOGETHER), bin=bins, detector_px=size, update=early)
+    apart = Gradient(epochs=30, batch=batch, memory=(0.3, 1.0), constraints=smoothed(_APART), bin=bins, detector_px=size, update=early)
+    fine = Gradient(epochs=24, batch=32, memory=(0.5, 1.0), constraints=smoothed(_FREE), update=late)
     return (
-        replace(together, anneal_epochs=24, stop=Stop(patience=6, min_epochs=24)),
-        replace(apart, anneal_epochs=12, stop=Stop(patience=5, min_epochs=12)),
-        replace(fine, anneal_epochs=8, stop=Stop(patience=4, min_epochs=8)),
+        replace(together, anneal_epochs=24, stop=Stop(patience=6, min_epochs=30)),
+        replace(apart, anneal_epochs=12, stop=Stop(patience=5, min_epochs=17)),
+        replace(fine, anneal_epochs=8, stop=Stop(patience=4, min_epochs=12)),
     )
+
+
+def _updates(refine: tuple[str, ...], names: tuple[str, ...]) -> Updates:
+    """What of ``names`` the recipe wants refined; the affine map is what it calls the scan."""
+    wanted = ["affine" if name == "scan" else name for name in refine]
+    return Updates(**{name: _FROM for name in names if name in wanted})

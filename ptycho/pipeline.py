@@ -20,6 +20,7 @@ from ptycho.deviance import noise_scale
 from ptycho.diagnose import Before, Finding, diagnose, diagnose_counts
 from ptycho.errors import DataError, DivergedError, OutOfMemoryError, PtychoError, RecipeError
 from ptycho.explain import suggestion
+from ptycho.frames import Quantity
 from ptycho.halves import Half, two_halves
 from ptycho.holdout import Split, hold_out, illuminated_diameter
 from ptycho.io import read
@@ -34,6 +35,7 @@ from ptycho.report import report
 from ptycho.residual import residual_by_angle
 from ptycho.result import EpochRecord, Result
 from ptycho.runfolder import RunFolder
+from ptycho.scan_fit import fit_scan
 from ptycho.solvers import Solver
 from ptycho.stages import carry_over, options_of, seen_through, view_of
 from ptycho.start import Known, ModelOptions, check_probe_fits, start
@@ -135,11 +137,20 @@ class _Prepared:
 def _prepare(job: Job) -> _Prepared:
     # Not one empty or damaged pattern is to be fitted: all of them are looked at, however large the file.
     data = replace(job.data, survey_all=True).without_bad_frames()
-    geometry, options = data.geometry, job.recipe.model
-    recipe = job.recipe.completed(job.data, data.pixel_invA.value)
+    options = job.recipe.model
+    if job.recipe.solve and options.refine:
+        raise RecipeError(f"refine = {list(options.refine)}: [[solve]] says what is learned; put update = {{ {options.refine[0]} = 3 }} there instead")
+    repaired: dict[str, Any] = {}
+    if "scan" in options.refine:
+        data, repaired = _repaired(data, options)
+    geometry = data.geometry
+    recipe = job.recipe.completed(replace(job.data, calibration=data.calibration), data.pixel_invA.value)
+    if repaired:
+        recipe = recipe.model_copy(update={"scan": recipe.scan.model_copy(update=repaired)})
     if not recipe.solve:
         few = choose_loss("auto", data.survey().mean_electrons / (data.pattern_shape[0] * data.pattern_shape[1])) == "poisson"
-        recipe = recipe.model_copy(update={"solve": default_stages(geometry, options, few)})
+        stages, model = default_stages(geometry, options, few), replace(recipe.model, refine=())
+        recipe = recipe.model_copy(update={"solve": stages, "model": model})
     if job.folder is not None:
         output = recipe.output.model_copy(update={"directory": str(job.folder.path.absolute())})
         recipe = recipe.model_copy(update={"output": output})
@@ -148,6 +159,19 @@ def _prepare(job: Job) -> _Prepared:
     for solver in recipe.solve:
         check_probe_fits(seen_through(geometry, view_of(data.pattern_shape, solver.bin, solver.detector_px)), options, known)
     return _Prepared(data, recipe, known)
+
+
+def _repaired(data: Dataset4D, options: ModelOptions) -> tuple[Dataset4D, dict[str, Any]]:
+    """The data with the scan and the defocus that short reconstructions find, and what the recipe's [scan] has to say then."""
+    fit = fit_scan(data, options, workers=torch.get_num_threads())
+    logger.info(f"scan: {fit}")
+    # The fit acts behind the turn of the scan, the recipe's affine before it.
+    angle = np.deg2rad(float(data.calibration["rotation_deg"].value) if "rotation_deg" in data.calibration else 0.0)
+    turn = np.array([[np.cos(angle), np.sin(angle)], [-np.sin(angle), np.cos(angle)]])
+    before = np.asarray(data.calibration["affine"].value if "affine" in data.calibration else np.eye(2))
+    (a, b), (c, d) = (turn.T @ fit.affine.matrix @ turn @ before).tolist()
+    found = {"affine": Quantity(((a, b), (c, d)), "", "fit_scan"), "defocus_A": Quantity(fit.defocus_A, "Å", "fit_scan")}
+    return replace(data, calibration=data.calibration | found), {"affine": ((a, b), (c, d))}
 
 
 def _carry_out(job: Job, prepared: _Prepared) -> Result:

@@ -15,6 +15,7 @@ from torch import Tensor
 from ptycho.aberrations import Aberration, Aberrations
 from ptycho.detector import Detector
 from ptycho.errors import RecipeError
+from ptycho.explain import suggestion
 from ptycho.geometry import Geometry
 from ptycho.model import Positions, Ptychography
 from ptycho.multislice import Object
@@ -32,6 +33,10 @@ _APERTURE_ROOM = 1.25
 _REFINABLE: Aberrations = (Aberration(1, 0, 0.0), Aberration(1, 2, 0.0), Aberration(2, 1, 0.0), Aberration(2, 3, 0.0), Aberration(3, 0, 0.0))
 
 
+#: What ``ModelOptions.refine`` may name.
+REFINABLE = ("scan", "positions", "tilt", "thickness", "aberrations", "source", "opr", "descan", "background", "blur")
+
+
 @dataclass(frozen=True)
 class ModelOptions:
     """What is modelled: the recipe's [model] section.
@@ -43,6 +48,9 @@ class ModelOptions:
     ``background_e`` electrons per pixel come from elsewhere; ``source_A`` is the standard deviation of a Gaussian source on the specimen;
     ``opr_modes`` are the ways in which the strongest probe mode may vary over the scan, once ``update`` names ``opr``; ``band_limit`` is the
     fraction of the highest frequency that is propagated.
+
+    ``refine`` names what a run without [[solve]] learns besides object and probe, as ``update`` does in [[solve]]: any of ``REFINABLE``.
+    "scan" is the step, rotation and shear of the raster: repaired before the run, together with the defocus, and learned further in it.
     """
 
     __pydantic_config__: ClassVar = {"extra": "forbid", "allow_inf_nan": False}  # for recipe.py
@@ -66,8 +74,12 @@ class ModelOptions:
     band_limit: float = 2 / 3
     aperture_edge_px: float = 1.0
     seed: int = 0
+    refine: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
+        for name in self.refine:
+            if name not in REFINABLE:
+                raise RecipeError(f'refine = "{name}": unknown{suggestion(name, REFINABLE)}')
         for name in ("probe_modes", "object_states", "slices", "oversample"):
             if not 1 <= getattr(self, name) <= _MOST:
                 raise RecipeError(f"{name} = {str(getattr(self, name))[:20]}: at least 1 is needed, and at most {_MOST}")

@@ -52,6 +52,7 @@ def reconstruct(
     modes: Annotated[int | None, typer.Option("--probe-modes", metavar="N", help="Incoherent modes of the probe.")] = None,
     slices: Annotated[int | None, typer.Option("--slices", metavar="N", help="Slices of the object along the beam.")] = None,
     slice_thickness_A: Annotated[Number, typer.Option("--slice-thickness-A", metavar="Å", help="From slice to slice.")] = None,
+    refine: Annotated[str | None, typer.Option("--refine", metavar="NAMES", help="As in scan,positions,tilt,aberrations.")] = None,
     epochs: Annotated[int | None, typer.Option("--epochs", metavar="N", help="Passes over the data, of the first stage.")] = None,
     kind: Annotated[str | None, typer.Option("--solver", metavar="KIND", help="gradient, epie, mixed_state, lsqml, polish.")] = None,
 ) -> None:
@@ -61,7 +62,7 @@ def reconstruct(
         "scan.shape": numbers(scan_shape, "--scan-shape"), "scan.step_A": numbers(step_A, "--step-A"), "scan.rotation_deg": rotation_deg,
         "detector.pixel_invA": pixel_invA, "data.adu_per_electron": adu_per_electron, "data.flip_rows": flip_rows,
         "data.flip_columns": flip_columns or None, "data.transpose": transpose or None, "data.bin": bin_, "model.probe_modes": modes,
-        "model.slices": slices, "model.slice_thickness_A": slice_thickness_A, "solve.0.kind": kind, "solve.0.epochs": epochs,
+        "model.slices": slices, "model.slice_thickness_A": slice_thickness_A, "solve.0.kind": kind, "model.refine": refine.split(",") if refine else None, "solve.0.epochs": epochs,
         "output.halves": halves or None,
     }  # fmt: skip
     settings = [f"{key}={str(value).lower() if isinstance(value, bool) else value}" for key, value in given.items() if value is not None]
