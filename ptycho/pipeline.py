@@ -139,7 +139,8 @@ def _prepare(job: Job) -> _Prepared:
     data = replace(job.data, survey_all=True).without_bad_frames()
     options = job.recipe.model
     if job.recipe.solve and options.refine:
-        raise RecipeError(f"refine = {list(options.refine)}: [[solve]] says what is learned; put update = {{ {options.refine[0]} = 3 }} there instead")
+        name = "affine" if options.refine[0] == "scan" else options.refine[0]
+        raise RecipeError(f"refine = {list(options.refine)}: [[solve]] says what is learned; put update = {{ {name} = 3 }} there instead")
     repaired: dict[str, Any] = {}
     if "scan" in options.refine:
         data, repaired = _repaired(data, options)

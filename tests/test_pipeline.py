@@ -13,10 +13,14 @@ import torch
 from numpy.typing import NDArray
 
 import ptycho
+from ptycho.defaults import default_stages
 from ptycho.diagnose import Finding
 from ptycho.errors import DataError, OutOfMemoryError, OutputError, RecipeError
 from ptycho.pipeline import choose_device
+from ptycho.recipe import Recipe
 from ptycho.result import EpochRecord
+from ptycho.simulate import Simulation, simulate
+from ptycho.start import ModelOptions
 
 KNOWN: dict[str, Any] = {"voltage_kV": 80, "semiangle_mrad": 24.9, "step_A": 0.4, "defocus_A": 20}
 
@@ -201,3 +205,25 @@ def test_earlier_probe_and_vacuum(data: ptycho.Dataset4D, tmp_path: Path) -> Non
     np.save(tmp_path / "objects.npy", np.array([{}]), allow_pickle=True)
     with pytest.raises(DataError, match=r"objects\.npy"):
         reconstruct(data, epochs=1, vacuum_file=str(tmp_path / "objects.npy"))
+
+
+def test_refine_belongs_to_the_default_stages(data: ptycho.Dataset4D) -> None:
+    with pytest.raises(RecipeError, match=r"update = \{ affine = 3 \}"):
+        reconstruct(data, epochs=1, refine=("scan",))
+    with pytest.raises(RecipeError, match='refine = "position"'):
+        reconstruct(data, refine=("position",))
+    stages = default_stages(data.geometry, ModelOptions(refine=("scan", "positions", "tilt")), few_counts=True)
+    assert all(stage.update.affine and stage.update.tilt for stage in stages)
+    assert [bool(stage.update.positions) for stage in stages] == [False] * (len(stages) - 1) + [True]
+    assert not any(stage.update.aberrations for stage in stages)
+
+
+def test_a_wrong_scan_is_repaired_and_the_recipe_says_what_was_found(tmp_path: Path) -> None:
+    true = Simulation(scan_shape=(14, 14), defocus_A=200.0, pattern_px=64, pixel_invA=1 / 16, dose_e_per_A2=1e5)
+    wrong = simulate(true).dataset(step_A=(0.82, 0.82), rotation_deg=2.0, defocus_A=180.0)
+    result = reconstruct(wrong, refine=("scan", "aberrations"), output=tmp_path / "run")
+    recipe = Recipe.load(tmp_path / "run" / "recipe.toml")
+    assert recipe.model.refine == () and len(recipe.solve) > 0 and recipe.scan.affine is not None
+    extent = np.ptp(result.positions_A, axis=0)
+    np.testing.assert_allclose(extent, 13 * 0.8, rtol=0.015)  # told: 2.5 % too long
+    assert -result.aberrations["C10"] == pytest.approx(200, abs=12)

@@ -57,12 +57,13 @@ def reconstruct(
     kind: Annotated[str | None, typer.Option("--solver", metavar="KIND", help="gradient, epie, mixed_state, lsqml, polish.")] = None,
 ) -> None:
     """Reconstruct a recipe, a data file, or the demo, and write phase.png, phase.tif and result.h5."""
+    names = refine.split(",") if refine else None
     given = {
         "microscope.voltage_kV": voltage_kV, "microscope.semiangle_mrad": semiangle_mrad, "microscope.defocus_A": defocus_A,
         "scan.shape": numbers(scan_shape, "--scan-shape"), "scan.step_A": numbers(step_A, "--step-A"), "scan.rotation_deg": rotation_deg,
         "detector.pixel_invA": pixel_invA, "data.adu_per_electron": adu_per_electron, "data.flip_rows": flip_rows,
         "data.flip_columns": flip_columns or None, "data.transpose": transpose or None, "data.bin": bin_, "model.probe_modes": modes,
-        "model.slices": slices, "model.slice_thickness_A": slice_thickness_A, "solve.0.kind": kind, "model.refine": refine.split(",") if refine else None, "solve.0.epochs": epochs,
+        "model.slices": slices, "model.slice_thickness_A": slice_thickness_A, "solve.0.kind": kind, "model.refine": names, "solve.0.epochs": epochs,
         "output.halves": halves or None,
     }  # fmt: skip
     settings = [f"{key}={str(value).lower() if isinstance(value, bool) else value}" for key, value in given.items() if value is not None]
