@@ -40,8 +40,6 @@ ZEOLITE = Simulation(
 )  # fmt: skip
 #: Slices of 10 Å stay below a phase of pi in a strontium column.
 SLICE_A = 10.15
-THICK = Gradient(epochs=80, batch=8)
-LOW_DOSE = Gradient(epochs=80, batch=8, loss="poisson")
 
 
 def slices(thickness_A: float, each_A: float = SLICE_A) -> dict[str, float]:
@@ -62,7 +60,7 @@ def t03() -> Iterator[Row]:
     for thickness in (50.8, 101.5, 210.9):
         simulation = replace(PEROVSKITE, thickness_A=thickness, scan_shape=(20, 20) if thickness > 200 else (16, 16))
         simulated = Exposures.of(simulation).at(1e6)
-        result, seconds = reconstruct(simulated, THICK, **slices(thickness))
+        result, seconds = reconstruct(simulated, **slices(thickness))
         found, case = simulated.compare(result), f"{thickness / 10:.0f} nm, 1e6 e/Å²"
         yield rows.at_least(case, "corr", found.correlation, 0.995 if thickness < 200 else 0.99, seconds)
         yield rows.within(case, "slope", found.slope, 1.0, 0.05)
@@ -75,29 +73,29 @@ def t03() -> Iterator[Row]:
     yield rows.at_most("21 nm, Sr columns", "instrumental blur (FWHM) / pm", 100 * blur, 20)
     error = there[:, :2] - true[:, :2]
     yield rows.at_most("21 nm, Sr columns", "position rms / pm", 100 * float(np.sqrt(np.mean((error - error.mean(0)) ** 2))), 3)
-    result, seconds = reconstruct(simulated, replace(THICK, epochs=30))
+    result, seconds = reconstruct(simulated)
     yield rows.at_most("twin: 21 nm, one slice", "corr", simulated.compare(result).correlation, 0.8, seconds)
 
 
 def t04() -> Iterator[Row]:
     """Columns that lean, by moved atoms; the tilt is learned from zero, judged with the lean that is left in the slices."""
-    rows, refined = Rows("T04"), replace(THICK, update=Updates(tilt=5))
+    rows, refined = Rows("T04"), {"refine": ("tilt",)}
     straight = Exposures.of(PEROVSKITE).at(1e6)
-    result, seconds = reconstruct(straight, THICK, **slices(101.5))
+    result, seconds = reconstruct(straight, **slices(101.5))
     control = straight.compare(result).correlation
     yield rows.at_least("10 nm, not tilted", "corr", control, 0.995, seconds)
     cases = ((101.5, (4.0, -3.0), 1e6, 0.5), (101.5, (4.0, -3.0), 1e4, 1.0), (101.5, (10.0, -8.0), 1e6, 0.5), (203.0, (8.0, -5.0), 1e6, 1.0))
     for thickness, tilt, dose, most in cases:
         simulation = replace(PEROVSKITE, thickness_A=thickness)
         simulated = Exposures.of(simulation, leaning(strontium_titanate(90.0, thickness), tilt)).at(dose)
-        result, seconds = reconstruct(simulated, refined, **slices(thickness))
+        result, seconds = reconstruct(simulated, **refined, **slices(thickness))
         case = f"{thickness / 10:.0f} nm, tilt {tilt} mrad, {dose:g} e/Å²"
         left = result.tilt_mrad[0] + lean_mrad(result) - tilt
         yield rows.at_most(case, "tilt and lean, error / mrad", float(np.abs(left).max()), most, seconds)
         if dose == 1e6:
             corr = lean_compare(simulated, result, thickness)
             yield rows.at_most(case, "corr below that of no tilt", control - corr, 0.01 if thickness < 200 else 0.05)
-    result, seconds = reconstruct(simulated, THICK, **slices(thickness))
+    result, seconds = reconstruct(simulated, **slices(thickness))
     twin = lean_compare(simulated, result, thickness) - corr
     yield rows.at_most(f"twin: {case}, tilt kept at 0", "corr less that of the refined", twin, -0.005, seconds)
 
@@ -106,7 +104,7 @@ def t04() -> Iterator[Row]:
     tilts = np.column_stack([np.linspace(0, 6, len(field.raster_A)), np.zeros(len(field.raster_A))])
     model.propagator.tilt_rad = torch.nn.Parameter(torch.tensor(tilts * 1e-3, dtype=torch.float32))
     varied = replace(straight, patterns=poisson(expected_patterns(model), field))
-    result, seconds = reconstruct(varied, replace(THICK, update=Updates(tilt=5)), tilt_per_position=True, **slices(101.5))
+    result, seconds = reconstruct(varied, refine=("tilt",), tilt_per_position=True, **slices(101.5))
     rms = float(np.sqrt(np.mean((result.tilt_mrad + lean_mrad(result) - tilts) ** 2)))
     yield rows.at_most("tilt 0 to 6 mrad across the scan, one for each position", "rms / mrad", rms, 1.0, seconds)
 
@@ -129,12 +127,12 @@ def t05() -> Iterator[Row]:
     simulation = replace(ZEOLITE, thickness_A=597.0, defocus_A=-200.0, step_A=2.0, pixel_invA=1 / 40.0, tilt_mrad=tilt)
     simulated = Exposures.of(simulation).at(1100.0)
     model = slices(597.0, 50.0)
-    result, seconds = reconstruct(simulated, replace(LOW_DOSE, update=Updates(tilt=5)), **model)
+    result, seconds = reconstruct(simulated, refine=("tilt",), **model)
     found = simulated.compare(result, 0.5)
     yield rows.at_least("60 nm, 1100 e/Å²", "corr to 2 Å", found.correlation, 0.85, seconds)
     left = result.tilt_mrad[0] + lean_mrad(result) - tilt
     yield rows.at_most("60 nm, 1100 e/Å²", "tilt and lean, error / mrad", float(np.abs(left).max()), 1.0)
-    result, seconds = reconstruct(simulated, replace(LOW_DOSE, epochs=30))
+    result, seconds = reconstruct(simulated)
     twin = simulated.compare(result, 0.5).correlation - found.correlation
     yield rows.at_most("twin: one slice, no tilt", "corr to 2 Å less that of slices", twin, -0.05, seconds)
 
@@ -146,38 +144,38 @@ def t06() -> Iterator[Row]:
         exposures = Exposures.of(replace(ZEOLITE, thickness_A=thickness))
         for dose, finest in ((1e5, 0.9), (3500.0, 1.2)):
             simulated = exposures.at(dose)
-            result, seconds = reconstruct(simulated, LOW_DOSE, **slices(thickness, 40.0 if thickness > 200 else 24.0))
+            result, seconds = reconstruct(simulated, **slices(thickness, 40.0 if thickness > 200 else 24.0))
             case, found = f"{thickness / 10:.0f} nm, {dose:g} e/Å²", simulated.compare(result, 1 / 0.8)
             yield rows.at_least(case, "corr to 0.8 Å", found.correlation, 0.99 if thickness < 200 else 0.95, seconds)
             yield rows.at_most(case, "FRC 0.5 / Å", simulated.compare(result).resolution_A, finest)
-        result, seconds = reconstruct(simulated, replace(LOW_DOSE, epochs=30))
+        result, seconds = reconstruct(simulated)
         corr = simulated.compare(result, 1 / 0.8).correlation
         yield rows.at_most(f"twin: {case}, one slice", "corr to 0.8 Å less that of slices", corr - found.correlation, -0.01, seconds)
 
 
 def t10() -> Iterator[Row]:
     """Positions: errors of 0.3 Å, a wrong step and rotation, drift; on 10 nm of SrTiO3."""
-    rows, refined = Rows("T10"), replace(THICK, update=Updates(positions=10))
+    rows, refined = Rows("T10"), {"refine": ("positions",)}
     model = slices(101.5)
     straight = Exposures.of(PEROVSKITE).at(1e6)
-    result, _ = reconstruct(straight, THICK, **model)
+    result, _ = reconstruct(straight, **model)
     control = straight.compare(result).correlation
     for dose, most in ((1e6, 0.05), (1e4, 0.1)):
         simulated = Exposures.of(replace(PEROVSKITE, jitter_A=0.3)).at(dose)
-        result, seconds = reconstruct(simulated, refined, **model)
+        result, seconds = reconstruct(simulated, **refined, **model)
         case = f"0.3 Å rms, {dose:g} e/Å²"
         yield rows.at_most(case, "position rms after affine / Å", position_errors_A(result, simulated)[0], most, seconds)
         if dose == 1e6:
             yield rows.at_most(case, "corr below that of no errors", control - simulated.compare(result).correlation, 0.01)
-            result, seconds = reconstruct(simulated, THICK, **model)
+            result, seconds = reconstruct(simulated, **model)
             lost = control - simulated.compare(result).correlation
             yield rows.at_least(f"twin: {case}, kept", "corr below that of no errors", lost, 0.01, seconds)
-    result, seconds = reconstruct(straight, refined, {"step_A": 0.8 * 1.02, "rotation_deg": 1.0}, **model)
+    result, seconds = reconstruct(straight, None, {"step_A": 0.8 * 1.02, "rotation_deg": 1.0}, refine=("scan", "positions"), **model)
     left = position_errors_A(result, straight)[1]
     yield rows.at_most("step 2 %, rotation 1° wrong", "step, error / %", 100 * float(abs(np.trace(left)) / 2), 0.1, seconds)
     yield rows.at_most("step 2 %, rotation 1° wrong", "rotation, error / °", float(np.rad2deg(abs(left[0, 1] - left[1, 0]) / 2)), 0.1)
     simulated = Exposures.of(replace(PEROVSKITE, jitter_A=0.1, drift_A=(2.0, -1.0))).at(1e6)
-    result, seconds = reconstruct(simulated, refined, **model)
+    result, seconds = reconstruct(simulated, **refined, **model)
     yield rows.at_most("drift of (2, -1) Å", "position rms after affine / Å", position_errors_A(result, simulated)[0], 0.05, seconds)
 
 
@@ -193,7 +191,7 @@ def t12() -> Iterator[Row]:
     exposures = Exposures.of(replace(PEROVSKITE, thickness_A=152.3), doped)
     for dose in (1e6, 1e5):
         simulated = exposures.at(dose)
-        result, seconds = reconstruct(simulated, THICK, **slices(152.3))
+        result, seconds = reconstruct(simulated, **slices(152.3))
         found = simulated.compare(result)
         others = np.array([p for p in strontium_A(4.0) if np.hypot(*(columns - p).T).min() > 1])
         points = on_specimen(result, found, np.concatenate([columns, others]))
@@ -209,12 +207,12 @@ def t12() -> Iterator[Row]:
     # A last atom far outside of the scan makes the simulated box as thick as the vacuum below.
     far = np.array([[8, 140.0, 44.0, 44.0]])
     simulated = Exposures.of(PEROVSKITE, np.concatenate([buried, far])).at(1e6)
-    result, seconds = reconstruct(simulated, THICK, **slices(141.5))
+    result, seconds = reconstruct(simulated, **slices(141.5))
     phase = result.phase[:, result.scanned[0], result.scanned[1]].std((1, 2))
     count = len(phase)
     outside = phase[[0, count - 1]].max() / phase[count // 3 : 2 * count // 3].mean()
     yield rows.at_most("2 nm of vacuum above and below", "its contrast / that of the crystal", float(outside), 0.03, seconds)
-    single, seconds = reconstruct(simulated, replace(THICK, epochs=30))
+    single, seconds = reconstruct(simulated)
     twin = simulated.compare(single).correlation - simulated.compare(result).correlation
     yield rows.at_most("twin: one slice", "corr less that of slices", twin, -0.05, seconds)
 
@@ -237,10 +235,10 @@ def t22() -> Iterator[Row]:
     simulation = replace(PEROVSKITE, aberrations={"C12": 20.0, "phi12_deg": 30.0, "C30": 1e4})
     simulated = Exposures.of(simulation).at(1e6)
     wrong = {"defocus_A": simulation.defocus_A + 50.0, "aberrations": {}}
-    result, seconds = reconstruct(simulated, replace(THICK, update=Updates(aberrations=3)), wrong, **slices(101.5))
+    result, seconds = reconstruct(simulated, None, wrong, refine=("aberrations",), **slices(101.5))
     yield rows.at_most("10 nm SrTiO3, C10 50 Å, C12 20 Å, C30 1 µm wrong", "chi rms / rad", chi_rms(result, simulation), 0.1, seconds)
     yield rows.at_least("10 nm SrTiO3, C10 50 Å, C12 20 Å, C30 1 µm wrong", "corr", simulated.compare(result).correlation, 0.99)
-    result, seconds = reconstruct(simulated, replace(THICK, update=Updates(probe=0)), wrong, **slices(101.5))
+    result, seconds = reconstruct(simulated, Gradient(epochs=80, batch=8, update=Updates(probe=0)), wrong, **slices(101.5))
     yield rows.at_least("twin: probe kept", "chi rms / rad", chi_rms(result, simulation), 0.3, seconds)
 
 
