@@ -39,6 +39,7 @@ from ptycho.scan_fit import fit_scan
 from ptycho.solvers import Solver
 from ptycho.stages import carry_over, options_of, seen_through, view_of
 from ptycho.start import Known, ModelOptions, check_probe_fits, start
+from ptycho.tilt_fit import fit_tilt
 from ptycho.views import View
 
 logger = logging.getLogger("ptycho")
@@ -144,13 +145,17 @@ def _prepare(job: Job) -> _Prepared:
     repaired: dict[str, Any] = {}
     if "scan" in options.refine:
         data, repaired = _repaired(data, options)
+    if "tilt" in options.refine and options.slices > 1:
+        tilt = fit_tilt(data, options, workers=torch.get_num_threads())
+        logger.info(f"tilt: {tilt}")
+        options = replace(options, tilt_mrad=tilt.tilt_mrad)
     geometry = data.geometry
     recipe = job.recipe.completed(replace(job.data, calibration=data.calibration), data.pixel_invA.value)
     if repaired:
         recipe = recipe.model_copy(update={"scan": recipe.scan.model_copy(update=repaired)})
     if not recipe.solve:
         few = choose_loss("auto", data.survey().mean_electrons / (data.pattern_shape[0] * data.pattern_shape[1])) == "poisson"
-        stages, model = default_stages(geometry, options, few), replace(recipe.model, refine=())
+        stages, model = default_stages(geometry, options, few), replace(recipe.model, tilt_mrad=options.tilt_mrad, refine=())
         recipe = recipe.model_copy(update={"solve": stages, "model": model})
     if job.folder is not None:
         output = recipe.output.model_copy(update={"directory": str(job.folder.path.absolute())})

@@ -52,7 +52,7 @@ def fit_scan(data: Dataset4D, options: ModelOptions | None = None, rounds: int =
     ``rounds`` at most, of ``epochs`` passes each. Raises what :func:`ptycho.start.start` raises.
     """
     whole = data.geometry
-    part = _middle(data)
+    part = middle(data, _PATTERNS)
     patterns = Patterns(part, torch.device("cpu"))
     electrons, nominal = part.survey().mean_electrons, part.geometry.positions_A
     options = replace(options or ModelOptions(), slices=1, slice_thickness_A=10.0)
@@ -76,11 +76,11 @@ def fit_scan(data: Dataset4D, options: ModelOptions | None = None, rounds: int =
     return ScanFit(affine_between(whole.positions_A, repaired.positions_A), repaired, repaired.defocus_A, done, settled)
 
 
-def _middle(data: Dataset4D) -> Dataset4D:
-    """The positions nearest to the middle of the field."""
+def middle(data: Dataset4D, count: int) -> Dataset4D:
+    """The data of the ``count`` positions nearest to the middle of the field, in the norm of a square."""
     positions: NDArray[np.float64] = data.geometry.positions_A
     distance = np.abs(positions - (positions.min(0) + positions.max(0)) / 2).max(1)
-    far = np.argsort(distance, kind="stable")[_PATTERNS:]
+    far = np.argsort(distance, kind="stable")[count:]
     return data.without(far) if len(far) else data
 
 

@@ -50,7 +50,8 @@ class ModelOptions:
     fraction of the highest frequency that is propagated.
 
     ``refine`` names what a run without [[solve]] learns besides object and probe, as ``update`` does in [[solve]]: any of ``REFINABLE``.
-    "scan" is the step, rotation and shear of the raster: repaired before the run, together with the defocus, and learned further in it.
+    "scan" is the step, rotation and shear of the raster: repaired before the run, together with the defocus, and learned further in it;
+    "tilt" of a thick specimen is searched for before the run as well.
     """
 
     __pydantic_config__: ClassVar = {"extra": "forbid", "allow_inf_nan": False}  # for recipe.py

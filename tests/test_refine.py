@@ -140,7 +140,7 @@ def test_tilt_comes_back_with_the_object_known(slices):
     truth = make(scan=(6, 6), strength=1.0, slices=slices, thickness_A=25.0, tilt_mrad=(3.0, -2.0))
     model = copy.deepcopy(truth)
     model.propagator.tilt_rad.data += torch.tensor([[5e-3, -4e-3]])
-    solve(Gradient(epochs=6, batch=8, update=Updates(object=0, probe=0, tilt=1)), model, counts_of(truth))
+    solve(Gradient(epochs=6, batch=8, update=Updates(object=0, probe=0, tilt=1), constraints=Constraints()), model, counts_of(truth))
     assert (model.propagator.tilt_rad - truth.propagator.tilt_rad).abs().max() < 1e-4
 
 
@@ -150,7 +150,7 @@ def test_tilts_of_single_positions_come_back_with_the_object_known():
     truth.propagator.tilt_rad = torch.nn.Parameter(field.flip(-1) * 5e-4)  # a bent specimen
     model = copy.deepcopy(truth)
     model.propagator.tilt_rad.data.zero_()
-    solve(Gradient(epochs=10, batch=8, update=Updates(object=0, probe=0, tilt=1)), model, counts_of(truth))
+    solve(Gradient(epochs=10, batch=8, update=Updates(object=0, probe=0, tilt=1), constraints=Constraints()), model, counts_of(truth))
     error = (model.propagator.tilt_rad - truth.propagator.tilt_rad).detach().square().mean().sqrt()
     assert error < 0.3 * truth.propagator.tilt_rad.detach().square().mean().sqrt()
 
@@ -168,7 +168,7 @@ def test_thickness_comes_back_with_the_object_known():
     truth = make(scan=(6, 6), strength=1.0, slices=4, thickness_A=(30.0, 20.0, 25.0, 40.0))
     model = copy.deepcopy(truth)
     model.propagator.thickness_A.data += torch.tensor([5.0, -4.0, 6.0, 0.0])
-    solve(Gradient(epochs=8, batch=8, update=Updates(object=0, probe=0, thickness=1)), model, counts_of(truth))
+    solve(Gradient(epochs=8, batch=8, update=Updates(object=0, probe=0, thickness=1), constraints=Constraints()), model, counts_of(truth))
     torch.testing.assert_close(model.propagator.thickness_A.detach(), truth.propagator.thickness_A.detach(), rtol=0, atol=0.2)
 
 
