@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import logging
-import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
@@ -14,21 +13,17 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from ptycho.course import Prepared, Progress, solve_stages
 from ptycho.data import Dataset4D
 from ptycho.defaults import default_stages
-from ptycho.deviance import noise_scale
-from ptycho.diagnose import Before, Finding, diagnose, diagnose_counts
-from ptycho.errors import DataError, DivergedError, OutOfMemoryError, PtychoError, RecipeError
+from ptycho.errors import DataError, OutOfMemoryError, PtychoError, RecipeError
 from ptycho.explain import suggestion
 from ptycho.frames import Quantity
 from ptycho.halves import Half, two_halves
-from ptycho.holdout import Split, hold_out, illuminated_diameter
 from ptycho.io import read
 from ptycho.io.numpy_file import load_npy
 from ptycho.io.result_file import load_result, save_result
 from ptycho.loss import choose_loss
-from ptycho.model import Ptychography
-from ptycho.patterns import Patterns
 from ptycho.quality import assess, check_field
 from ptycho.recipe import Recipe, model_from, solver_keys, solvers_from
 from ptycho.report import report
@@ -36,19 +31,11 @@ from ptycho.residual import residual_by_angle
 from ptycho.result import EpochRecord, Result
 from ptycho.runfolder import RunFolder
 from ptycho.scan_fit import fit_scan
-from ptycho.solvers import Solver
-from ptycho.stages import carry_over, options_of, seen_through, view_of
-from ptycho.start import Known, ModelOptions, check_probe_fits, start
+from ptycho.stages import seen_through, view_of
+from ptycho.start import Known, ModelOptions, check_probe_fits
 from ptycho.tilt_fit import fit_tilt
-from ptycho.views import View
 
 logger = logging.getLogger("ptycho")
-
-#: The model is looked at for what may have gone wrong every so many epochs, and at a stage's end.
-_DIAGNOSED_EVERY = 10
-
-#: Told of every epoch: what happened, and how many epochs there will be.
-Progress = Callable[[EpochRecord, int], None]
 
 
 @dataclass(frozen=True)
@@ -126,16 +113,7 @@ def run(job: Job) -> Result:
         folder.close_log(logger)
 
 
-@dataclass(frozen=True)
-class _Prepared:
-    """What a run begins with: the patterns that are used, the recipe with nothing left open, what is known of probe and object."""
-
-    data: Dataset4D
-    recipe: Recipe
-    known: Known
-
-
-def _prepare(job: Job) -> _Prepared:
+def _prepare(job: Job) -> Prepared:
     # Not one empty or damaged pattern is to be fitted: all of them are looked at, however large the file.
     data = replace(job.data, survey_all=True).without_bad_frames()
     options = job.recipe.model
@@ -164,7 +142,7 @@ def _prepare(job: Job) -> _Prepared:
     # What is wrong with a later stage is told before the first one begins.
     for solver in recipe.solve:
         check_probe_fits(seen_through(geometry, view_of(data.pattern_shape, solver.bin, solver.detector_px)), options, known)
-    return _Prepared(data, recipe, known)
+    return Prepared(data, recipe, known)
 
 
 def _repaired(data: Dataset4D, options: ModelOptions) -> tuple[Dataset4D, dict[str, Any]]:
@@ -180,7 +158,7 @@ def _repaired(data: Dataset4D, options: ModelOptions) -> tuple[Dataset4D, dict[s
     return replace(data, calibration=data.calibration | found), {"affine": ((a, b), (c, d))}
 
 
-def _carry_out(job: Job, prepared: _Prepared) -> Result:
+def _carry_out(job: Job, prepared: Prepared) -> Result:
     for warning in _warnings(job, prepared):
         logger.warning(warning)
     logger.info(_summary(prepared.data))
@@ -188,20 +166,33 @@ def _carry_out(job: Job, prepared: _Prepared) -> Result:
         return _reconstructed(job, prepared)
 
 
-def _warnings(job: Job, prepared: _Prepared) -> list[str]:
+def _warnings(job: Job, prepared: Prepared) -> list[str]:
     return list(dict.fromkeys((*job.data.warnings, *prepared.data.warnings)))
 
 
-def _reconstructed(job: Job, prepared: _Prepared) -> Result:
+def _reconstructed(job: Job, prepared: Prepared) -> Result:
     geometry = prepared.data.geometry
-    model, patterns, history = _solve(job, prepared)
+    model, patterns, history = solve_stages(prepared, job.device, _teller(job))
     result = Result.of(model, history, prepared.recipe.text(), geometry.voltage_kV, geometry.semiangle_mrad, geometry.aberrations)
     if result.instrument is not None and result.instrument.summary:
         logger.info(f"source and detector: {result.instrument.summary}")
     return replace(result, residual=residual_by_angle(model, patterns, seen_through(geometry, patterns.view)))
 
 
-def _judged(job: Job, prepared: _Prepared, whole: Result) -> Result:
+def _teller(job: Job) -> Progress:
+    """What is done with the news of every epoch."""
+
+    def tell(record: EpochRecord, total: int) -> None:
+        if job.folder is not None:
+            job.folder.add_epoch(record)
+            job.folder.set_status("running", epoch=record.epoch, epochs=total, loss=record.loss, held_out=record.held_out)
+        if job.progress is not None:
+            job.progress(record, total)
+
+    return tell
+
+
+def _judged(job: Job, prepared: Prepared, whole: Result) -> Result:
     """``whole`` with its quality, from reconstructions of two halves of the data by the same recipe; as it is when the field is too small."""
     try:
         check_field(whole)
@@ -219,14 +210,14 @@ def _judged(job: Job, prepared: _Prepared, whole: Result) -> Result:
     return replace(whole, quality=quality)
 
 
-def _prepared_half(prepared: _Prepared, half: Half, number: int) -> _Prepared:
+def _prepared_half(prepared: Prepared, half: Half, number: int) -> Prepared:
     """The same run on half of the data: with the loss that the whole has, and batches of its own."""
     survey, options = prepared.data.survey(), prepared.recipe.model
     per_pixel = survey.mean_electrons / prepared.data.pattern_shape[0] / prepared.data.pattern_shape[1]
     solve = tuple(replace(s, loss=choose_loss(s.loss, per_pixel), seed=s.seed + number) for s in prepared.recipe.solve)
     options = replace(options, background_e=options.background_e * half.electrons)
     recipe = prepared.recipe.model_copy(update={"model": options, "solve": solve})
-    return _Prepared(half.data, recipe, prepared.known)
+    return Prepared(half.data, recipe, prepared.known)
 
 
 def _third(job: Job, number: int) -> Job:
@@ -249,105 +240,6 @@ def _memory_told() -> Iterator[None]:
     except (MemoryError, torch.OutOfMemoryError) as error:
         what = "use a smaller batch or chunk in [[solve]], fewer slices or modes, or bin the patterns"
         raise OutOfMemoryError(f"out of memory: {error}; {what}") from None
-
-
-def _solve(job: Job, prepared: _Prepared) -> tuple[Ptychography, Patterns, tuple[EpochRecord, ...]]:
-    """All stages, one after the other; the model and the patterns of the last one, and what happened."""
-    recipe = prepared.recipe
-    total = sum(solver.epochs for solver in recipe.solve)
-    history: list[EpochRecord] = []
-    workers, began = torch.get_num_threads(), time.perf_counter()
-    stages, split, doctor = _Stages(prepared, job.device), None, _Doctor()
-    for stage, solver in enumerate(recipe.solve):
-        model, patterns = stages.enter(solver)
-        split, done, before = split or _split(recipe, model), len(history), Before.of(model)
-        if stage == 0:
-            doctor.counts(patterns, before, split)
-        for epoch in solver.run(model, patterns, workers, split):
-            seconds, began = time.perf_counter() - began, time.perf_counter()
-            # A note of the solver's tells of the end, or of trouble.
-            note = doctor.model(model, before, epoch.note) if epoch.note or epoch.number % _DIAGNOSED_EVERY == 0 else ""
-            record = EpochRecord(stage, solver.kind, len(history) + 1, epoch.loss, seconds, epoch.held_out, note)
-            history.append(record)
-            logger.info(_line(record, total))
-            if job.folder is not None:
-                job.folder.add_epoch(record)
-                job.folder.set_status("running", epoch=record.epoch, epochs=total, loss=record.loss, held_out=record.held_out)
-            if job.progress is not None:
-                job.progress(record, total)
-        total -= solver.epochs - (len(history) - done)
-    if not bool(torch.isfinite(torch.view_as_real(model.object.transmission.detach())).all()):
-        raise DivergedError("the object holds numbers that are not finite; use smaller steps, check defocus, step and flips")
-    return model, patterns, tuple(history)
-
-
-class _Stages:
-    """The model and the patterns as each stage sees them; both stay as long as nothing about them changes."""
-
-    def __init__(self, prepared: _Prepared, device: torch.device) -> None:
-        self.data, self.options, self.known, self.device = prepared.data, prepared.recipe.model, prepared.known, device
-        self._view: View | None = None
-        self._patterns: Patterns | None = None
-        self._model: Ptychography | None = None
-        self._options = self.options
-
-    def enter(self, solver: Solver) -> tuple[Ptychography, Patterns]:
-        """What ``solver`` works on: the state of the stage before, on the grid, in the slices and modes that it asks for."""
-        view = view_of(self.data.pattern_shape, solver.bin, solver.detector_px)
-        before = self._model
-        if self._patterns is None or view != self._view:
-            self._patterns = Patterns(self.data, self.device, view)
-            self._view, self._model = view, None
-        have = 0 if before is None else len(before.probe.wave)
-        options = options_of(self.options, view, solver.slices, solver.probe_modes or max(have, self.options.probe_modes))
-        if self._model is None or options != self._options:
-            geometry = seen_through(self.data.geometry, view)
-            fresh = start(geometry, options, self._patterns.mean_electrons, self._patterns.mask, self.known).to(self.device)
-            self._model = fresh if before is None else carry_over(before, fresh, self.data.geometry)
-            self._options = options
-            logger.info(_grid(self._model))
-        return self._model, self._patterns
-
-
-class _Doctor:
-    """Looks at the run now and then; each kind of finding is told once, as a warning and in the history."""
-
-    def __init__(self) -> None:
-        self._told: set[str] = set()
-
-    def counts(self, patterns: Patterns, before: Before, split: Split) -> None:
-        """What the noise of the data says, before the first epoch."""
-        self._new(diagnose_counts(noise_scale(patterns, before.positions, split.train)))
-
-    def model(self, model: Ptychography, before: Before, note: str) -> str:
-        """The note with what is new about the model."""
-        return "; ".join(part for part in (note, *self._new(diagnose(model, before))) if part)
-
-    def _new(self, findings: tuple[Finding, ...]) -> list[str]:
-        new = [finding for finding in findings if finding.name not in self._told]
-        for finding in new:
-            self._told.add(finding.name)
-            logger.warning(finding.sentence)
-        return [finding.sentence for finding in new]
-
-
-def _split(recipe: Recipe, model: Ptychography) -> Split:
-    """Patterns that judge, the same in all stages, if one of them looks at them."""
-    positions = model.positions.value_px.detach().cpu().numpy()
-    if not any(solver.stop.patience for solver in recipe.solve):
-        return Split.whole(len(positions))
-    intensity = model.probe.wave.detach().abs().square().sum(0).cpu().numpy()
-    split = hold_out(positions, illuminated_diameter(intensity), recipe.model.seed)
-    away = len(positions) - len(split.train)
-    logger.info(split.reason or f"{len(split.held)} patterns are held out to judge the others, {away} with their neighbours")
-    return split
-
-
-def _line(record: EpochRecord, total: int) -> str:
-    """An epoch in the log."""
-    held_out = "" if record.held_out is None else f", held out {record.held_out:.4f}"
-    note = f"; {record.note}" if record.note else ""
-    return f"epoch {record.epoch} of {total}: loss {record.loss:.5f} (deviance per pixel){held_out}, {record.seconds:.1f} s{note}"
 
 
 def choose_device(name: str) -> torch.device:
@@ -419,10 +311,3 @@ def _summary(data: Dataset4D) -> str:
         f"{data.name}: {data.n_positions} patterns of {data.pattern_shape[0]} x {data.pattern_shape[1]}, {survey.mean_electrons:.0f} electrons each "
         f"({dose:.0f} per Å2)"
     )
-
-
-def _grid(model: Ptychography) -> str:
-    """One line that says what a stage computes with."""
-    states, slices, height, width = model.object.transmission.shape
-    shape, modes = model.detector.mask.shape, len(model.probe.wave)
-    return f"patterns of {shape[0]} x {shape[1]}, pixel {model.pixel_A:.4f} Å, object {states} x {slices} x {height} x {width}, probe modes {modes}"

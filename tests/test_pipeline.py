@@ -107,7 +107,7 @@ def test_stages(data: ptycho.Dataset4D) -> None:
 def test_a_finding_is_told_once_and_kept(
     data: ptycho.Dataset4D, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    monkeypatch.setattr("ptycho.pipeline.diagnose", lambda *_: (Finding("grid", "there is a grid; remove it"),))
+    monkeypatch.setattr("ptycho.course.diagnose", lambda *_: (Finding("grid", "there is a grid; remove it"),))
     result = reconstruct(data, solve=[ptycho.EPIE(epochs=1)] * 2, output=tmp_path / "run")
     assert [record.note for record in result.history] == ["all epochs done; there is a grid; remove it", "all epochs done"]
     assert [r.getMessage() for r in caplog.records if r.levelname == "WARNING"].count("there is a grid; remove it") == 1
@@ -186,7 +186,7 @@ def test_memory(data: ptycho.Dataset4D, tmp_path: Path, monkeypatch: pytest.Monk
         raise torch.OutOfMemoryError("CUDA out of memory.")
 
     for step in ("Patterns", "start"):
-        monkeypatch.setattr(f"ptycho.pipeline.{step}", fail)
+        monkeypatch.setattr(f"ptycho.course.{step}", fail)
         with pytest.raises(OutOfMemoryError, match="bin the patterns"):
             reconstruct(data, epochs=1, output=tmp_path / step)
         assert json.loads((tmp_path / step / "status.json").read_text())["code"] == 6
