@@ -11,7 +11,7 @@ with C_nm in Å, phi_nm in degrees from the detector's x axis towards its y axis
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from ptycho.errors import RecipeError
@@ -116,3 +116,13 @@ def name_aberrations(terms: Aberrations) -> dict[str, float]:
         if term.m and term.angle_deg:
             named[f"phi{term.n}{term.m}_deg"] = term.angle_deg
     return named
+
+
+def corrected(nominal: Aberrations, terms: Aberrations, change_A: Sequence[float]) -> Aberrations:
+    """``nominal`` plus the changes in Å of the Cartesian coefficients of ``terms``: one for m = 0, two otherwise, one term after the other."""
+    total = {(term.n, term.m): (term.a, term.b) for term in nominal}
+    changes = iter(change_A)
+    for term in terms:
+        a, b = total.get((term.n, term.m), (0.0, 0.0))
+        total[term.n, term.m] = (a + next(changes), b + next(changes) if term.m else b)
+    return tuple(Aberration(n, m, a, b) for (n, m), (a, b) in sorted(total.items()))

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from ptycho.aberrations import Aberration, Aberrations, name_aberrations
+from ptycho.aberrations import Aberrations, name_aberrations
 from ptycho.instrument import Instrument
 from ptycho.quality import Quality, Residual
 from ptycho.unwrap import unwrap_peaks
@@ -85,7 +85,9 @@ class Result:
         semiangle_mrad: float,
         aberrations: Aberrations,
     ) -> Result:
-        """The state of ``model`` as a value. ``aberrations`` are the nominal ones; what the model learned is added to them."""
+        """The state of ``model`` as a value. ``aberrations`` are the nominal ones; what the probe has learned is measured against them."""
+        from ptycho.probe_fit import total_aberrations  # late: a result is looked at without torch
+
         return cls(
             object=_numpy(model.object.transmission).astype(np.complex64),
             occupancy=_numpy(model.object.occupancy),
@@ -99,7 +101,7 @@ class Result:
             versions=_versions(),
             voltage_kV=float(voltage_kV),
             semiangle_mrad=float(semiangle_mrad),
-            aberrations=name_aberrations(_corrected(aberrations, model.probe.terms, _numpy(model.probe.correction_A))),
+            aberrations=name_aberrations(total_aberrations(model.probe, aberrations, model.propagator.wavelength_A)),
             instrument=Instrument.of(model),
         )
 
@@ -141,16 +143,6 @@ def _inside(positions_A: NDArray[np.float64], pixel_A: float, size: int) -> slic
     first = int(np.clip(np.ceil(positions_A.min() / pixel_A - 1e-3), 0, size - 1))
     last = int(np.clip(np.floor(positions_A.max() / pixel_A + 1e-3), first, size - 1))
     return slice(first, last + 1)
-
-
-def _corrected(nominal: Aberrations, terms: Aberrations, correction_A: NDArray[Any]) -> Aberrations:
-    """``nominal`` with the learned Cartesian coefficients of ``terms`` added, in the order in which the probe keeps them."""
-    total = {(term.n, term.m): (term.a, term.b) for term in nominal}
-    learned = iter(correction_A.tolist())
-    for term in terms:
-        a, b = total.get((term.n, term.m), (0.0, 0.0))
-        total[term.n, term.m] = (a + next(learned), b + next(learned) if term.m else b)
-    return tuple(Aberration(n, m, a, b) for (n, m), (a, b) in sorted(total.items()))
 
 
 def _versions() -> dict[str, str]:

@@ -15,7 +15,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from ptycho.aberrations import Aberration, Aberrations
+from ptycho.aberrations import Aberration, Aberrations, corrected
 from ptycho.affine import Affine, affine_between
 from ptycho.data import Dataset4D
 from ptycho.geometry import Geometry
@@ -68,8 +68,9 @@ def fit_scan(data: Dataset4D, options: ModelOptions | None = None, rounds: int =
         found = model.positions.value_px.detach().double().numpy() * model.pixel_A
         change = affine_between(geometry.positions_A, found).matrix
         matrix = change @ matrix
-        correction = model.probe.correction_A.detach().double().numpy()
-        aberrations = _first_order(aberrations, model.probe.terms, correction)
+        # Defocus and twofold astigmatism; higher orders take longer than this.
+        correction = [c if term.n == 1 else 0.0 for term, c in zip(_parts(model.probe.terms), model.probe.correction_A.tolist(), strict=True)]
+        aberrations = corrected(aberrations, model.probe.terms, correction)
         depth_A = 2 * whole.wavelength_A / (math.pi * (whole.semiangle_mrad * 1e-3) ** 2)
         settled = bool(np.abs(change - np.eye(2)).max() < _SETTLED and abs(correction[0]) < depth_A)
     repaired = replace(whole, positions_A=whole.positions_A @ matrix.T, aberrations=aberrations)
@@ -84,13 +85,6 @@ def middle(data: Dataset4D, count: int) -> Dataset4D:
     return data.without(far) if len(far) else data
 
 
-def _first_order(aberrations: Aberrations, terms: Aberrations, correction_A: NDArray[np.float64]) -> Aberrations:
-    """``aberrations`` with the changes of defocus and twofold astigmatism added."""
-    learned = iter(correction_A.tolist())
-    changes = [Aberration(t.n, t.m, next(learned), next(learned) if t.m else 0.0) for t in terms]
-    total = {(t.n, t.m): (t.a, t.b) for t in aberrations}
-    for t in changes:
-        if t.n == 1:
-            a, b = total.get((1, t.m), (0.0, 0.0))
-            total[1, t.m] = (a + t.a, b + t.b)
-    return tuple(Aberration(n, m, a, b) for (n, m), (a, b) in sorted(total.items()))
+def _parts(terms: Aberrations) -> list[Aberration]:
+    """The term of each Cartesian coefficient."""
+    return [term for term in terms for _ in range(2 if term.m else 1)]

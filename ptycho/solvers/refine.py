@@ -21,6 +21,7 @@ from ptycho.optics import propagation_phase
 from ptycho.solvers.refine_affine import AffineSteps
 from ptycho.solvers.refine_detector import DetectorSide, switch_on
 from ptycho.solvers.refine_positions import PositionSteps
+from ptycho.solvers.refine_tilt import straighten
 from ptycho.solvers.scalar import TURN_RAD, Scalar
 
 if TYPE_CHECKING:
@@ -44,7 +45,7 @@ class Refinement:
     def __init__(self, model: Ptychography, natural_step: float) -> None:
         self.model, self.natural_step = model, natural_step
         self.detector_side = DetectorSide(model, natural_step)
-        self._batches, self._passes = 0, 0.0
+        self._batches, self._passes, self._tilted = 0, 0.0, 0.0
         self._inverses: dict[str, Tensor] = {}
         self._positions: PositionSteps | None = None
         self._affine: AffineSteps | None = None
@@ -84,6 +85,10 @@ class Refinement:
         power /= power.sum()
         common: list[Scalar] = []
         if found.tilt is not None and due.tilt:
+            self._tilted += len(index) / len(self.model.positions.value_px)
+            if due.object and self._tilted >= 1:
+                self._tilted = 0.0
+                straighten(self.model)
             tilts = self._tilt(found.tilt, power)
             if len(self.model.propagator.tilt_rad) == 1:
                 common += tilts
