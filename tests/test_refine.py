@@ -172,6 +172,16 @@ def test_thickness_comes_back_with_the_object_known():
     torch.testing.assert_close(model.propagator.thickness_A.detach(), truth.propagator.thickness_A.detach(), rtol=0, atol=0.2)
 
 
+def test_one_change_of_thickness_for_all_slices_comes_back_with_the_object_known():
+    truth = make(scan=(6, 6), strength=1.0, slices=4, thickness_A=(30.0, 20.0, 25.0, 40.0))
+    model = copy.deepcopy(truth)
+    model.propagator.thickness_A.data[:3] += 5.0
+    updates = Updates(object=0, probe=0, total_thickness=1)
+    solve(Gradient(epochs=4, batch=8, update=updates, constraints=Constraints()), model, counts_of(truth))
+    torch.testing.assert_close(model.propagator.thickness_A.detach(), truth.propagator.thickness_A.detach(), rtol=0, atol=0.2)
+    assert (model.propagator.thickness_A.detach() - truth.propagator.thickness_A.detach())[:3].std() < 1e-4
+
+
 def test_everything_at_once_does_not_diverge():
     truth = make(scan=(7, 7), strength=1.0, slices=3, thickness_A=30.0)
     model = shaken(empty(truth), 0.1)

@@ -37,7 +37,8 @@ _LEAST = {"epochs": 1, "batch": 0, "chunk": 0, "seed": 0, "bin": 1, "detector_px
 class Updates:
     """From which epoch on (1: the first; 0: never) each part of the model is updated.
 
-    Beside the specimen and its geometry: ``source`` (its size), ``opr`` (the probe's ``opr_modes`` over the scan, its current with it),
+    Of the geometry: single ``positions``, the ``affine`` map of the scan, ``tilt``, the ``thickness`` of each slice or ``total_thickness``, one
+    change for all, and the probe's ``aberrations``. Beside it: ``source`` (its size), ``opr`` (the probe's ``opr_modes`` over the scan, its current with it),
     ``descan`` (the pattern's place on the detector, smooth over the scan), ``background`` and ``blur`` of the detector. A camera that is
     rotated or scaled has no number of its own: it is the scan's affine map seen from the other side, with all lengths of probe and object.
     """
@@ -50,6 +51,7 @@ class Updates:
     affine: int = 0
     tilt: int = 0
     thickness: int = 0
+    total_thickness: int = 0
     aberrations: int = 0
     source: int = 0
     opr: int = 0
@@ -77,6 +79,7 @@ class Due:
     affine: bool
     tilt: bool
     thickness: bool
+    total_thickness: bool
     aberrations: bool
     source: bool = False
     opr: bool = False

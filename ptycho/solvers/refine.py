@@ -60,7 +60,7 @@ class Refinement:
             object=due.object,
             probe=due.probe or due.aberrations or due.source,
             offsets=due.positions or due.affine,
-            propagation=propagates and (due.tilt or due.thickness),
+            propagation=propagates and (due.tilt or due.thickness or due.total_thickness),
             background=due.background,
             blur=due.blur,
             descan=due.descan,
@@ -94,8 +94,8 @@ class Refinement:
                 common += tilts
             else:
                 self._each("tilt", index, self.model.propagator.tilt_rad.data, tilts)
-        if found.thickness is not None and due.thickness:
-            common += self._thickness(found.thickness, power)
+        if found.thickness is not None and (due.thickness or due.total_thickness):
+            common += self._thickness(found.thickness, power, each=due.thickness)
         if found.spectrum is not None and due.aberrations and len(self.model.probe.chi):
             common += self._aberrations(index, found.spectrum, spectrum, power)
         common += self.detector_side.scalars(found, due)
@@ -150,10 +150,13 @@ class Refinement:
         depth = p.thickness_A.data[:-1].sum()
         return [Scalar(p.tilt_rad.data[:, i], gradient[:, i], TURN_RAD / (2 * math.pi * depth * moments[i].sqrt())) for i in (0, 1)]
 
-    def _thickness(self, gradient: Tensor, power: Tensor) -> list[Scalar]:
+    def _thickness(self, gradient: Tensor, power: Tensor, each: bool) -> list[Scalar]:
+        """Every distance between slices, or one change for all of them."""
         p = self.model.propagator
         kappa = propagation_phase(p.ky, p.kx, p.wavelength_A, p.tilt_rad.mean(0, keepdim=True))[0]
         change = TURN_RAD / (kappa**2 * power).sum().sqrt()
+        if not each:
+            return [Scalar(p.thickness_A.data[:-1], gradient[:-1], change / (len(gradient) - 1))]
         return [Scalar(p.thickness_A.data[s : s + 1], gradient[s : s + 1], change) for s in range(len(gradient) - 1)]
 
     def _aberrations(self, index: Tensor, gradient: Tensor, spectrum: Tensor, power: Tensor) -> list[Scalar]:
