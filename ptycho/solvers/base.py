@@ -38,9 +38,10 @@ class Updates:
     """From which epoch on (1: the first; 0: never) each part of the model is updated.
 
     Of the geometry: single ``positions``, the ``affine`` map of the scan, ``tilt``, the ``thickness`` of each slice or ``total_thickness``, one
-    change for all, and the probe's ``aberrations``. Beside it: ``source`` (its size), ``opr`` (the probe's ``opr_modes`` over the scan, its current with it),
-    ``descan`` (the pattern's place on the detector, smooth over the scan), ``background`` and ``blur`` of the detector. A camera that is
-    rotated or scaled has no number of its own: it is the scan's affine map seen from the other side, with all lengths of probe and object.
+    change for all, and the probe's ``aberrations``. Beside it: ``source`` (its size), ``opr`` (the probe's ``opr_modes`` over the scan, its
+    current with it), ``descan`` (the pattern's place on the detector, smooth over the scan), ``background`` and ``blur`` of the detector.
+    A camera that is rotated or scaled has no number of its own: it is the scan's affine map seen from the other side, with all lengths of
+    probe and object.
     """
 
     __pydantic_config__: ClassVar = {"extra": "forbid", "allow_inf_nan": False}  # for recipe.py
