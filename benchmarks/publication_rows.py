@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy import ndimage, optimize
+from scipy import optimize
 
 import ptycho
 from ptycho.metrics import Agreement
@@ -95,7 +95,7 @@ def on_specimen(result: Result, found: Agreement, points_A: Image) -> Image:
     return np.asarray((centre + points_A) / result.pixel_A + found.shift_px)
 
 
-def column_sums(images: NDArray[Any], pixel_A: float, points_px: Image, radius_A: float = 0.7) -> Image:
+def column_sums(images: NDArray[Any], pixel_A: float, points_px: Image, radius_A: float) -> Image:
     """Mean of each image (slices, y, x) within ``radius_A`` of each point, less its median, (slices, points)."""
     y, x = np.indices(images.shape[-2:])
     disks = [np.hypot(y - p[0], x - p[1]) * pixel_A <= radius_A for p in points_px]
@@ -121,19 +121,14 @@ def fit_columns(image: NDArray[Any], pixel_A: float, points_px: Iterable[NDArray
 
 
 def lean_mrad(result: Result) -> Image:
-    """How the recovered columns themselves lean, (y, x): the shift of each slice against the mean of all, by depth."""
+    """How the recovered columns themselves lean, (y, x): to first order a slice moved against the mean is a (mean - slope times way) + b."""
     rows, columns = result.scanned
     slices = result.phase[:, rows, columns].astype(float)
     mean = slices.mean(0)
-    slope_y, slope_x = np.gradient(ndimage.gaussian_filter(mean, 1))
-    normal = np.array([[(slope_y**2).sum(), (slope_y * slope_x).sum()], [(slope_y * slope_x).sum(), (slope_x**2).sum()]])
-    shifts = []
-    for part in slices:
-        # To first order a shifted slice is the mean less its slope times the shift.
-        change = mean - part * (mean * mean).sum() / (part * mean).sum()
-        shifts.append(np.linalg.solve(normal, [(change * slope_y).sum(), (change * slope_x).sum()]))
+    basis = np.stack([mean.ravel(), np.ones(mean.size), *(-slope.ravel() for slope in np.gradient(mean))], 1)
+    a, _, y, x = np.linalg.lstsq(basis, slices.reshape(len(slices), -1).T, rcond=None)[0]
     depth = np.cumsum(result.slice_thickness_A) - result.slice_thickness_A[0]
-    return np.asarray(np.polyfit(depth, np.array(shifts) * result.pixel_A, 1)[0] * 1e3)
+    return np.asarray(np.polyfit(depth, np.stack([y / a, x / a], 1) * result.pixel_A, 1)[0] * 1e3)
 
 
 def position_errors_A(result: Result, simulated: Simulated) -> tuple[float, Image]:
