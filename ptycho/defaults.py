@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from dataclasses import replace
 
-from ptycho.constraint import Constraints, SliceSmoothing
+from ptycho.constraint import Amplitude, Constraints, SliceSmoothing
 from ptycho.geometry import Geometry
 from ptycho.solvers import Gradient, Updates
 from ptycho.solvers.base import default_constraints
@@ -18,6 +18,8 @@ _TOGETHER = 2.5
 #: Then slices go their own ways, and at the end as far as the data tell them apart.
 _APART, _FREE = 0.4, 0.1
 
+#: What a slice may do to the amplitude when there are counts enough to tell.
+_ABSORBING = Amplitude(min=0.5, max=1.0)
 #: What is refined from the first stage on, while the object follows fast, and what waits for the last stage; by the names in ``update``.
 _EARLY = ("affine", "aberrations", "tilt", "descan")
 _LATE = ("positions", "thickness", "source", "opr", "background", "blur")
@@ -31,8 +33,8 @@ def default_stages(geometry: Geometry, options: ModelOptions, few_counts: bool) 
     A thin object converges in a few passes, the first of them on a coarse grid. A thick one started flat sits for many passes on a plateau
     where each slice takes what it can of the low-order beams; it falls through it when the slices move together and the steps are many:
     a batch visits each place about once. (Measured on 20 nm of SrTiO3 and 40 nm of ZSM-5: with slices free to differ, or with four times
-    as many patterns to a step, it stays there for good.) On a coarse grid a pass costs a tenth. Its phase alone is free until the last
-    stage: amplitudes of many slices that are all wrong yet run away.
+    as many patterns to a step, it stays there for good.) On a coarse grid a pass costs a tenth. With many
+    counts slices may absorb, for what is scattered beyond the detector, but not amplify: free amplitudes of many slices run away.
     """
     view = coarse_view(geometry, sum(options.thicknesses_A) if options.slices > 1 else 0.0)
     bins, size = (view.bin, view.shape[0]) if view is not None else (1, 0)
@@ -43,14 +45,15 @@ def default_stages(geometry: Geometry, options: ModelOptions, few_counts: bool) 
         return (replace(fine, memory=(0.1, 1.0), anneal_epochs=12),) if view is None else (first, fine)
     depth_A = 1 / (geometry.wavelength_A * geometry.aperture_invA**2)
 
-    def smoothed(share: float, pure: bool) -> Constraints:
-        return replace(default_constraints(pure), slice_smoothing=SliceSmoothing(sigma_A=float(f"{share * depth_A:.3g}")))
+    def smoothed(share: float) -> Constraints:
+        smoothing = SliceSmoothing(sigma_A=float(f"{share * depth_A:.3g}"))
+        return replace(default_constraints(few_counts), slice_smoothing=smoothing, amplitude=None if few_counts else _ABSORBING)
 
     probes = geometry.scan_area_A2 / (math.pi / 4 * probe_diameter_A(geometry, sum(options.thicknesses_A)) ** 2)
     batch = min(max(4, round(probes)), 64)
-    together = Gradient(epochs=40, batch=batch, memory=(0.05, 0.5), constraints=smoothed(_TOGETHER, True), bin=bins, detector_px=size, update=early)
-    apart = Gradient(epochs=30, batch=batch, memory=(0.3, 1.0), constraints=smoothed(_APART, True), bin=bins, detector_px=size, update=early)
-    fine = Gradient(epochs=24, batch=32, memory=(0.5, 1.0), constraints=smoothed(_FREE, few_counts), update=late)
+    together = Gradient(epochs=40, batch=batch, memory=(0.05, 0.5), constraints=smoothed(_TOGETHER), bin=bins, detector_px=size, update=early)
+    apart = Gradient(epochs=30, batch=batch, memory=(0.3, 1.0), constraints=smoothed(_APART), bin=bins, detector_px=size, update=early)
+    fine = Gradient(epochs=24, batch=32, memory=(0.5, 1.0), constraints=smoothed(_FREE), update=late)
     return (
         replace(together, anneal_epochs=24, stop=Stop(patience=6, min_epochs=30)),
         replace(apart, anneal_epochs=12, stop=Stop(patience=5, min_epochs=17)),

@@ -14,7 +14,7 @@ from torch import Tensor
 from ptycho.model import Ptychography
 
 #: No lean is believed beyond this tilt (rad), nor one whose correlation is below this share of that of equal slices.
-_MOST_RAD, _LEAST_CORRELATION = 0.05, 0.4
+_MOST_RAD, _LEAST_CORRELATION = 0.05, 0.7
 #: Illuminated: at least this share of the brightest.
 _BRIGHT = 0.3
 
