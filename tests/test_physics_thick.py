@@ -1,4 +1,4 @@
-"""A crystal of 10 nm, straight and tilted: what several slices see, and twins that must fail without them.
+"""A crystal of 10 nm with a dopant, straight and tilted: what several slices see, and twins that must fail without them.
 
 After Chen et al., Science 372 (2021) 826, and Sha, Cui & Yu, Sci. Adv. 8 (2022) eabn2275, in miniature.
 """
@@ -16,7 +16,7 @@ from ptycho.result import Result
 from ptycho.simulate import Simulated, simulate
 from ptycho.solvers import Gradient, Updates
 from ptycho.solvers.base import default_constraints
-from ptycho.specimen import STRONTIUM_TITANATE_A, leaning, strontium_titanate
+from ptycho.specimen import STRONTIUM_TITANATE_A, leaning, strontium_titanate, substitute
 
 SLICES = {"slices": 10, "slice_thickness_A": 10.0}
 
@@ -28,7 +28,7 @@ def crystal() -> np.ndarray:
 
 @pytest.fixture(scope="module")
 def straight() -> Simulated:
-    return simulate(THICK, atoms=crystal())
+    return simulate(THICK, atoms=substitute(crystal(), (8.25 * STRONTIUM_TITANATE_A, STRONTIUM_TITANATE_A / 2, STRONTIUM_TITANATE_A / 2), 74))
 
 
 @pytest.fixture(scope="module")
