@@ -288,9 +288,7 @@ class Likelihood:
         kernel = batch.kernels[gap]
         return (kernel if len(kernel) == 1 else kernel[chunk])[:, None, None]
 
-    def _take(
-        self, space: Workspace, name: str, batch: Batch, chunk: slice, modes: bool = False, states: bool = False, real: bool = False
-    ) -> Tensor:
+    def _take(self, space: Workspace, name: str, batch: Batch, chunk: slice, modes: bool = False, states: bool = False, real: bool = False) -> Tensor:
         """A buffer for the chunk: (b, y, x), (b, modes, y, x) or (b, states, modes, y, x)."""
         n, size = min(chunk.stop, len(batch.corners)) - chunk.start, self.model.size
         count = batch.spectrum.shape[0]

@@ -27,8 +27,8 @@ _LATE = ("positions", "thickness", "source", "opr", "background", "blur")
 _FROM = 3
 
 
-def default_stages(geometry: Geometry, options: ModelOptions, few_counts: bool) -> tuple[Gradient, ...]:
-    """What suits the geometry; ``few_counts`` is whether the loss will be Poisson's.
+def default_stages(geometry: Geometry, options: ModelOptions, electrons: float, few_counts: bool) -> tuple[Gradient, ...]:
+    """What suits the geometry and the ``electrons`` per pattern; ``few_counts`` is whether the loss will be Poisson's.
 
     A thin object converges in a few passes, the first of them on a coarse grid. A thick one started flat sits for many passes on a plateau
     where each slice takes what it can of the low-order beams; it falls through it when the slices move together and the steps are many:
@@ -45,15 +45,20 @@ def default_stages(geometry: Geometry, options: ModelOptions, few_counts: bool) 
         return (replace(fine, memory=(0.1, 1.0), anneal_epochs=12),) if view is None else (first, fine)
     depth_A = 1 / (geometry.wavelength_A * geometry.aperture_invA**2)
 
-    def smoothed(share: float) -> Constraints:
+    def smoothed(share: float, pixels: int) -> Constraints:
         smoothing = SliceSmoothing(sigma_A=float(f"{share * depth_A:.3g}"))
-        return replace(default_constraints(few_counts), slice_smoothing=smoothing, amplitude=None if few_counts else _ABSORBING)
+        pixel_A = 1 / (pixels * geometry.pixel_invA)
+        common = default_constraints(few_counts, geometry.dose_e_per_A2(electrons) * pixel_A**2)
+        return replace(common, slice_smoothing=smoothing, amplitude=None if few_counts else _ABSORBING)
+
+    whole = max(geometry.pattern_shape)
+    coarse = size * bins or whole
 
     probes = geometry.scan_area_A2 / (math.pi / 4 * probe_diameter_A(geometry, sum(options.thicknesses_A)) ** 2)
     batch = min(max(4, round(probes)), 64)
-    together = Gradient(epochs=40, batch=batch, memory=(0.05, 0.5), constraints=smoothed(_TOGETHER), bin=bins, detector_px=size, update=early)
-    apart = Gradient(epochs=30, batch=batch, memory=(0.3, 1.0), constraints=smoothed(_APART), bin=bins, detector_px=size, update=early)
-    fine = Gradient(epochs=24, batch=32, memory=(0.5, 1.0), constraints=smoothed(_FREE), update=late)
+    together = Gradient(epochs=40, batch=batch, memory=(0.05, 0.5), constraints=smoothed(_TOGETHER, coarse), bin=bins, detector_px=size, update=early)
+    apart = Gradient(epochs=30, batch=batch, memory=(0.3, 1.0), constraints=smoothed(_APART, coarse), bin=bins, detector_px=size, update=early)
+    fine = Gradient(epochs=24, batch=32, memory=(0.5, 1.0), constraints=smoothed(_FREE, whole), update=late)
     return (
         replace(together, anneal_epochs=24, stop=Stop(patience=6, min_epochs=30)),
         replace(apart, anneal_epochs=12, stop=Stop(patience=5, min_epochs=17)),

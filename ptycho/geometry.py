@@ -101,6 +101,10 @@ class Geometry:
         covariance = centred.T @ centred / max(len(centred), 1)
         return float(12 * np.sqrt(max(np.linalg.det(covariance), 0.0)))
 
+    def dose_e_per_A2(self, electrons: float) -> float:
+        """Electrons per Å² of the scanned field, from those per pattern."""
+        return electrons * len(self.positions_A) / max(self.scan_area_A2, 1e-9)
+
     def __eq__(self, other: Any) -> bool:
         if not isinstance(other, Geometry):
             return NotImplemented

@@ -133,7 +133,7 @@ def _prepare(job: Job) -> Prepared:
         recipe = recipe.model_copy(update={"scan": recipe.scan.model_copy(update=repaired)})
     if not recipe.solve:
         few = choose_loss("auto", data.survey().mean_electrons / (data.pattern_shape[0] * data.pattern_shape[1])) == "poisson"
-        stages, model = default_stages(geometry, options, few), replace(recipe.model, tilt_mrad=options.tilt_mrad, refine=())
+        stages, model = default_stages(geometry, options, data.beam_electrons, few), replace(recipe.model, tilt_mrad=options.tilt_mrad, refine=())
         recipe = recipe.model_copy(update={"solve": stages, "model": model})
     if job.folder is not None:
         output = recipe.output.model_copy(update={"directory": str(job.folder.path.absolute())})
@@ -306,8 +306,7 @@ def _mean_pattern(path: str) -> NDArray[np.float32]:
 def _summary(data: Dataset4D) -> str:
     """One line that says what is being reconstructed."""
     survey, geometry = data.survey(), data.geometry
-    dose = survey.mean_electrons * data.n_positions / max(geometry.scan_area_A2, 1e-9)
     return (
         f"{data.name}: {data.n_positions} patterns of {data.pattern_shape[0]} x {data.pattern_shape[1]}, {survey.mean_electrons:.0f} electrons each "
-        f"({dose:.0f} per Å2)"
+        f"({geometry.dose_e_per_A2(survey.mean_electrons):.0f} per Å2)"
     )

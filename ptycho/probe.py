@@ -13,6 +13,9 @@ from ptycho.kept import Kept
 from ptycho.optics import aberration_basis, frequency_grid
 from ptycho.source import source_factors, source_modes, source_order
 
+#: The source whose modes a probe begins with when there are several: its standard deviation times the aperture's radius.
+_SOURCE = 0.15
+
 
 class Probe(nn.Module):
     """Incoherent probe modes and a parametric correction of their aberrations.
@@ -179,30 +182,44 @@ class Probe(nn.Module):
 
 
 def seed_modes(wave: Tensor, modes: int, share: float = 0.02) -> Tensor:
-    """Extend (m, y, x) to (modes, y, x): Hermite-like x^a y^b times mode 0, orthogonal, each with ``share`` of the total power.
+    """Extend (m, y, x) to orthogonal (modes, y, x) of the same total power.
 
-    The total power stays. Lower-order products come first, as a small source or a vibration would populate them (Thibault & Menzel,
-    Nature 494 (2013) 68).
+    One wave becomes the modes of a Gaussian source of sigma = 0.15 / k_aperture behind it (``source.py``), strongest first: a third of
+    the electrons in all but the first. Modes must begin strong, since their power moves slowly: from 2 % each they are still at 2 %
+    after many passes, and worse than one wave, where a source of 0.4 Å wants them at 17 %; begun here they are better than one wave
+    for a source of 0.4 Å and do no harm for one of 0.05 Å (benchmarks/publication.py T02). To several modes others of the kind are added
+    with ``share`` of the power each.
     """
     have = wave.shape[0]
     if modes <= have:
         return wave[:modes] * (torch.linalg.vector_norm(wave) / torch.linalg.vector_norm(wave[:modes]))
-    size = wave.shape[-1]
-    axis = torch.arange(size, dtype=wave.real.dtype, device=wave.device) - size // 2
     total = torch.linalg.vector_norm(wave) ** 2
-    width = math.sqrt(float((wave[0].abs() ** 2 * (axis[:, None] ** 2 + axis**2)).sum() / (wave[0].abs() ** 2).sum())) or 1.0
+    candidates = orthogonalise(_of_source(wave[0].to(torch.complex128), modes)).to(wave.dtype)
+    if have == 1:
+        return candidates[:modes] * (torch.sqrt(total) / torch.linalg.vector_norm(candidates[:modes]))
     found = list(wave)
-    for order in range(1, size):
-        for a in range(order + 1):
-            if len(found) == modes:
-                break
-            candidate = wave[0] * (axis[None, :] / width) ** (order - a) * (axis[:, None] / width) ** a
-            for other in found:
-                candidate = candidate - other * (torch.vdot(other.flatten(), candidate.flatten()) / torch.linalg.vector_norm(other) ** 2)
-            found.append(candidate * (torch.sqrt(share * total) / torch.linalg.vector_norm(candidate)))
+    for candidate in candidates[1:]:
+        if len(found) == modes:
+            break
+        for other in found:
+            candidate = candidate - other * (torch.vdot(other.flatten(), candidate.flatten()) / torch.linalg.vector_norm(other) ** 2)
+        found.append(candidate * (torch.sqrt(share * total) / torch.linalg.vector_norm(candidate)))
     extended = torch.stack(found)
     extended[:have] *= math.sqrt(max(1 - share * (modes - have), share))
     return extended * torch.sqrt(total) / torch.linalg.vector_norm(extended)
+
+
+def _of_source(wave: Tensor, modes: int) -> Tensor:
+    """At least ``modes`` modes of one wave (y, x) seen from a source, (more, y, x)."""
+    order = next(order for order in range(modes) if source_modes(order) >= modes)
+    spectrum = torch.fft.fft2(wave)
+    k = torch.fft.fftfreq(wave.shape[-1], dtype=torch.float64, device=wave.device)
+    power = spectrum.abs().square()
+    along = float((power * (k[:, None] ** 2 + k**2)).sum() / power.sum()) / 2
+    width = math.sqrt(along) or 1.0
+    # Twice the rms frequency along an axis is the radius of a disk.
+    variance = torch.tensor([(_SOURCE / (2 * width)) ** 2], dtype=torch.float64, device=wave.device)
+    return torch.fft.ifft2(spectrum * source_factors(k, variance, width, order))
 
 
 def orthogonalise(wave: Tensor) -> Tensor:

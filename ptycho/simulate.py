@@ -196,9 +196,7 @@ def simulate(simulation: Simulation, progress: Progress | None = None, atoms: ND
     return Simulated(simulation, patterns, phase, simulation.fine_pixel_A, simulation.positions_A, float(edges[-1] - edges[0]))
 
 
-def forward_model(
-    simulation: Simulation, atoms: NDArray[np.float64] | None = None
-) -> tuple[Ptychography, NDArray[np.float32], NDArray[np.float64]]:
+def forward_model(simulation: Simulation, atoms: NDArray[np.float64] | None = None) -> tuple[Ptychography, NDArray[np.float32], NDArray[np.float64]]:
     """The noise-free model, the projected phase (y, x) in rad that it holds and the edges of its slices in Å (slices + 1,)."""
     size, pixel_A, positions = simulation.fine_size, simulation.fine_pixel_A, simulation.positions_A
     height, width = (2 * math.ceil(np.abs(positions[:, axis]).max() / pixel_A) + size + 4 for axis in (0, 1))

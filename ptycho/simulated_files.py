@@ -32,7 +32,7 @@ def write_simulation(simulated: Simulated, directory: str | os.PathLike[str], fo
     if format not in ("empad", "hdf5"):
         raise RecipeError(f"format = {format!r}: unknown; known are empad, hdf5")
     if format == "empad" and s.pattern_px != 128:
-        raise RecipeError(f"pattern_px = {s.pattern_px}: an EMPAD has 128 x 128 pixels; use format = \"hdf5\" or pattern_px = 128")
+        raise RecipeError(f'pattern_px = {s.pattern_px}: an EMPAD has 128 x 128 pixels; use format = "hdf5" or pattern_px = 128')
     try:
         folder.mkdir(parents=True, exist_ok=True)
         if format == "empad":

@@ -47,7 +47,9 @@ class ModelOptions:
     pixels in each detector pixel; ``detector_blur_px`` is the standard deviation of the point spread on top of the pixel's area;
     ``background_e`` electrons per pixel come from elsewhere; ``source_A`` is the standard deviation of a Gaussian source on the specimen;
     ``opr_modes`` are the ways in which the strongest probe mode may vary over the scan, once ``update`` names ``opr``; ``band_limit`` is the
-    fraction of the highest frequency that is propagated.
+    fraction of the highest frequency that is propagated: with 2/3 nothing wraps in frequency, but only the last slice can explain what the
+    detector sees beyond (a column's phase 10 % too high, a dopant at the exit surface); 1 and, where much is scattered past the
+    detector, ``pad`` are better.
 
     ``refine`` names what a run without [[solve]] learns besides object and probe, as ``update`` does in [[solve]]: any of ``REFINABLE``.
     "scan" is the step, rotation and shear of the raster: repaired before the run, together with the defocus, and learned further in it;
@@ -72,7 +74,7 @@ class ModelOptions:
     background_e: float = 0.0
     source_A: float = 0.0
     opr_modes: int = 0
-    band_limit: float = 2 / 3
+    band_limit: float = 1.0
     aperture_edge_px: float = 1.0
     seed: int = 0
     refine: tuple[str, ...] = ()

@@ -51,7 +51,7 @@ def fit_tilt(data: Dataset4D, options: ModelOptions, workers: int = 1) -> TiltFi
     The simplex search of Nelder & Mead, Comput. J. 7 (1965) 308, from ``options.tilt_mrad``. Raises what :func:`ptycho.start.start` raises.
     """
     part = middle(data, _PATTERNS)
-    first = default_stages(part.geometry, options, few_counts=True)[0]
+    first = default_stages(part.geometry, options, part.beam_electrons, few_counts=True)[0]
     stage = replace(first, epochs=_EPOCHS, update=Updates(probe=0), stop=Stop(patience=0))
     view = view_of(part.pattern_shape, stage.bin, stage.detector_px)
     patterns = Patterns(part, torch.device("cpu"), view)

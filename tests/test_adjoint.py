@@ -18,8 +18,15 @@ SIZE, COUNT = 24, 7
 
 
 def small_model(
-    states: int = 1, slices: int = 1, modes: int = 1, tilts: int = 1, oversample: int = 1, shape: tuple[int, int] = (SIZE, SIZE),
-    source_A: float = 0.0, opr: int = 0, descan: bool = False,
+    states: int = 1,
+    slices: int = 1,
+    modes: int = 1,
+    tilts: int = 1,
+    oversample: int = 1,
+    shape: tuple[int, int] = (SIZE, SIZE),
+    source_A: float = 0.0,
+    opr: int = 0,
+    descan: bool = False,
 ) -> Ptychography:
     """A random model in float64 with everything non-trivial."""
     random = torch.Generator().manual_seed(7)

@@ -18,7 +18,6 @@ def random(*shape: int) -> Tensor:
     return torch.rand(*shape, dtype=torch.float64, generator=torch.Generator().manual_seed(5))
 
 
-
 GRIDS = [(32, 1), (31, 1), (32, 2), (33, 3), (48, 3), (64, 4), (60, 5)]
 
 

@@ -56,7 +56,7 @@ def test_a_tilt_is_found_from_zero(sliced: Result) -> None:
     """
     tilt = (4.0, -3.0)
     leant = simulate(THICK, atoms=leaning(crystal(), tilt))
-    smooth = replace(default_constraints(few_counts=False), slice_smoothing=SliceSmoothing(sigma_A=8.0))
+    smooth = replace(default_constraints(False, 1e4), slice_smoothing=SliceSmoothing(sigma_A=8.0))
     refined = solve(leant, Gradient(epochs=30, batch=8, constraints=smooth, update=Updates(tilt=3)), **SLICES)
     np.testing.assert_allclose(refined.tilt_mrad[0] + lean_mrad(refined), tilt, atol=1.5)
     np.testing.assert_allclose(lean_mrad(sliced), 0, atol=0.5)

@@ -212,7 +212,7 @@ def test_refine_belongs_to_the_default_stages(data: ptycho.Dataset4D) -> None:
         reconstruct(data, epochs=1, refine=("scan",))
     with pytest.raises(RecipeError, match='refine = "position"'):
         reconstruct(data, refine=("position",))
-    stages = default_stages(data.geometry, ModelOptions(refine=("scan", "positions", "tilt")), few_counts=True)
+    stages = default_stages(data.geometry, ModelOptions(refine=("scan", "positions", "tilt")), 1000.0, few_counts=True)
     assert all(stage.update.affine and stage.update.tilt for stage in stages)
     assert [bool(stage.update.positions) for stage in stages] == [False] * (len(stages) - 1) + [True]
     assert not any(stage.update.aberrations for stage in stages)

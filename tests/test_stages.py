@@ -138,11 +138,11 @@ def test_views():
 def test_default_stages_end_with_all_that_was_measured():
     where = geometry(shape=(128, 128))
     for options in (ModelOptions(), ModelOptions(slices=4, slice_thickness_A=20.0)):
-        stages = default_stages(where, options, few_counts=True)
+        stages = default_stages(where, options, 1000.0, few_counts=True)
         assert len(stages) > 1 and (stages[0].bin, stages[0].detector_px) != (1, 0)
         assert (stages[-1].bin, stages[-1].detector_px, stages[-1].slices) == (1, 0, 0)
     # Where a coarser look would hardly be faster there is one stage.
-    (only,) = default_stages(geometry(shape=(20, 20)), ModelOptions(), few_counts=True)
+    (only,) = default_stages(geometry(shape=(20, 20)), ModelOptions(), 1000.0, few_counts=True)
     assert (only.bin, only.detector_px) == (1, 0)
 
 

@@ -86,9 +86,7 @@ def _flyback(header: Header, request: ScanRequest) -> tuple[int, int]:
     return header.flyback if same else (0, 0)
 
 
-def _points_of_frames(
-    header: Header, shape: tuple[int, int], flyback: tuple[int, int], skip: int
-) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+def _points_of_frames(header: Header, shape: tuple[int, int], flyback: tuple[int, int], skip: int) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
     """(scan points that have a frame, in order; the frame of each). Of several frames for one point the first is used."""
     slow, fast = shape
     if header.acquired is None and not any(flyback) and not skip:  # most scans; the rest takes seconds for millions of frames

@@ -14,6 +14,8 @@ from torch import Tensor
 from ptycho.adjoint import Likelihood
 from ptycho.batches import hilbert_order, stratified_batches
 from ptycho.constraint import Constraints, OrthogonalModes, PositivePhase, ProbePower, PurePhase, SliceSmoothing
+from ptycho.constraint.base import scanned
+from ptycho.constraint.object import expected_phase_rad
 from ptycho.errors import RecipeError
 from ptycho.holdout import Split
 from ptycho.loss import Loss, LossName, choose_loss
@@ -172,7 +174,8 @@ class Settings:
         """The constraints that act: the given ones, or those that suit the loss and the model."""
         if self.constraints is not None:
             return self.constraints
-        constraints = default_constraints(loss.name == "poisson")
+        light = model.illumination()
+        constraints = default_constraints(loss.name == "poisson", float(light[scanned(light)].mean()))
         if model.object.transmission.shape[1] == 1:
             return constraints
         return replace(constraints, slice_smoothing=SliceSmoothing(sigma_A=_SMOOTHING * depth_of_field_A(model)))
@@ -192,14 +195,16 @@ class Settings:
         raise NotImplementedError
 
 
-def default_constraints(few_counts: bool) -> Constraints:
-    """What acts on a thin object when the recipe says nothing of constraints.
+def default_constraints(few_counts: bool, electrons_per_pixel: float) -> Constraints:
+    """What acts on a thin object when the recipe says nothing of constraints; ``electrons_per_pixel`` of the object, in the scanned field.
 
-    Few counts: a positive pure phase, half the unknowns for the same information. Many: positive phase, free amplitude.
+    Few counts: a positive pure phase, half the unknowns for the same information, with a prior by the dose. Many: positive phase, free amplitude.
     """
+    # Three digits: a recipe shows it.
+    expected_rad = float(f"{expected_phase_rad(electrons_per_pixel):.3g}")
     return Constraints(
         pure_phase=PurePhase() if few_counts else None,
-        positive_phase=PositivePhase(),
+        positive_phase=PositivePhase(mean_phase_rad=expected_rad) if few_counts else PositivePhase(),
         probe_power=None if few_counts else ProbePower(),
         orthogonal_modes=OrthogonalModes(),
     )
