@@ -7,7 +7,7 @@ contrast are not, they are what is judged. Lengths in Å, frequencies in Å⁻¹
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, TypeAlias
 
 import numpy as np
@@ -28,7 +28,9 @@ class Agreement:
 
     ``correlation`` (Pearson); ``slope``, recovered over true phase by least squares: 1 is quantitative; ``resolution_A``, where the
     Fourier ring correlation falls to 0.5; ``shift_px`` (y, x), how far the recovered image lies from the truth, in its own pixels;
-    ``rms_rad`` of the difference. All in the compared part of the field, after the band limit, without constant and plane.
+    ``rms_rad`` of the difference; ``rings``, (frequency in Å⁻¹, correlation) of each Fourier ring: between the reflections of a crystal
+    there is nothing to agree on, so that at low dose its first fall says little. All in the compared part of the field, after the band
+    limit, without constant and plane.
     """
 
     correlation: float
@@ -36,6 +38,11 @@ class Agreement:
     resolution_A: float
     shift_px: tuple[float, float]
     rms_rad: float
+    rings: tuple[tuple[float, float], ...] = field(repr=False)
+
+    def ring_at(self, spacing_A: float) -> float:
+        """Fourier ring correlation of the ring that holds a lattice spacing."""
+        return min(self.rings, key=lambda ring: abs(ring[0] - 1 / spacing_A))[1]
 
 
 def compare_with_truth(
@@ -79,12 +86,14 @@ def compare_with_truth(
         raise DataError("phase or truth is flat in the scanned field; there is nothing to compare")
     shift = _register(recovered, expected, border=max(4, round(search_A / pixel_A)))
     true = flat(expected(shift))
+    frequency, frc = fourier_ring_correlation(recovered, true, pixel_A)
     return Agreement(
         correlation=_correlation(recovered, true),
         slope=float((recovered * true).sum() / (true * true).sum()),
-        resolution_A=1 / _crossing(*fourier_ring_correlation(recovered, true, pixel_A), cutoff),
+        resolution_A=1 / _crossing(frequency, frc, cutoff),
         shift_px=(float(shift[0]), float(shift[1])),
         rms_rad=float(np.sqrt(np.mean((recovered - true) ** 2))),
+        rings=tuple(zip(frequency.tolist(), frc.tolist(), strict=True)),
     )
 
 
