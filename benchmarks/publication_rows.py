@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy import optimize
+from scipy import fft, optimize
 
 import ptycho
 from ptycho.metrics import Agreement
@@ -95,11 +95,21 @@ def on_specimen(result: Result, found: Agreement, points_A: Image) -> Image:
     return np.asarray((centre + points_A) / result.pixel_A + found.shift_px)
 
 
-def column_sums(images: NDArray[Any], pixel_A: float, points_px: Image, radius_A: float) -> Image:
-    """Mean of each image (slices, y, x) within ``radius_A`` of each point, less its median, (slices, points)."""
+def column_sums(images: NDArray[Any], pixel_A: float, points_px: Image, sigma_A: float) -> Image:
+    """Mean of each image (slices, y, x) about each point under a Gaussian of ``sigma_A``, less its median, (slices, points).
+
+    A Gaussian and not a disk: of the few pixels of a column a disk has different ones wherever it lies between them.
+    """
     y, x = np.indices(images.shape[-2:])
-    disks = [np.hypot(y - p[0], x - p[1]) * pixel_A <= radius_A for p in points_px]
-    return np.array([[image[disk].mean() - np.median(image) for disk in disks] for image in images])
+    weights = [np.exp(-np.square((y - p[0], x - p[1])).sum(0) * (pixel_A / sigma_A) ** 2 / 2) for p in points_px]
+    return np.array([[float((image * weight).sum() / weight.sum() - np.median(image)) for weight in weights] for image in images])
+
+
+def about_frequency(images: NDArray[Any], pixel_A: float, frequency_invA: float) -> Image:
+    """What each image (slices, y, x) holds within about 0.25 Å⁻¹ of a frequency: depth is known to 1 / (2 alpha q), lower ones blur it."""
+    ky, kx = (fft.fftfreq(n, pixel_A) for n in images.shape[-2:])
+    band = np.exp(-((np.hypot(ky[:, None], kx) - frequency_invA) ** 2) / (2 * 0.25**2))
+    return np.asarray(fft.ifft2(fft.fft2(images) * band).real)
 
 
 def fit_columns(image: NDArray[Any], pixel_A: float, points_px: Iterable[NDArray[Any]], reach_A: float = 0.7) -> Image:

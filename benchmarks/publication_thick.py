@@ -12,6 +12,7 @@ from publication_rows import (
     Image,
     Row,
     Rows,
+    about_frequency,
     column_sums,
     fit_columns,
     lean_mrad,
@@ -196,7 +197,7 @@ def t12() -> Iterator[Row]:
         others = np.array([p for p in strontium_A(4.0) if np.hypot(*(columns - p).T).min() > 1])
         points = on_specimen(result, found, np.concatenate([columns, others]))
         # Tungsten differs from strontium in the middle: far from it both hold about as much.
-        sums = column_sums(result.phase, result.pixel_A, points, 0.25)
+        sums = column_sums(about_frequency(result.phase, result.pixel_A, 1.0), result.pixel_A, points, 0.12)
         profiles = sums[:, :3] - sums[:, 3:].mean(1, keepdims=True)
         fits = [depth_of(profile, result.slice_thickness_A) for profile in profiles.T]
         error = max(abs(fit[0] - depth) for fit, depth in zip(fits, depths, strict=True))
