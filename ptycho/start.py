@@ -43,13 +43,14 @@ class ModelOptions:
 
     ``probe_modes`` and ``object_states`` add incoherently; ``slice_thickness_A`` is one number or one per slice; ``tilt_mrad`` (y, x) is
     the specimen's; ``probe_file`` (a run folder or result.h5), ``vacuum_file`` (a measured pattern without specimen) and
-    ``object_file`` replace what would be computed; ``pad`` pixels are simulated beyond each edge of the pattern and ``oversample`` finer
+    ``object_file`` replace what would be computed; ``pad`` pixels are simulated beyond each edge of the pattern (not given: an eighth
+    of its size where there are several slices, 0 for one) and ``oversample`` finer
     pixels in each detector pixel; ``detector_blur_px`` is the standard deviation of the point spread on top of the pixel's area;
     ``background_e`` electrons per pixel come from elsewhere; ``source_A`` is the standard deviation of a Gaussian source on the specimen;
     ``opr_modes`` are the ways in which the strongest probe mode may vary over the scan, once ``update`` names ``opr``; ``band_limit`` is the
-    fraction of the highest frequency that is propagated: with 2/3 nothing wraps in frequency, but only the last slice can explain what the
-    detector sees beyond (a column's phase 10 % too high, a dopant at the exit surface); 1 and, where much is scattered past the
-    detector, ``pad`` are better.
+    fraction of the highest frequency that is propagated. Several slices need all that the detector sees to pass, or the last one alone
+    can explain it (a column's phase 10 % too high, a dopant at the exit surface), and ``pad``, or what is scattered past the detector
+    wraps (SrTiO3 of 10 nm: correlation 0.997 without, 0.999 with an eighth).
 
     ``refine`` names what a run without [[solve]] learns besides object and probe, as ``update`` does in [[solve]]: any of ``REFINABLE``.
     "scan" is the step, rotation and shear of the raster: repaired before the run, together with the defocus, and learned further in it;
@@ -67,7 +68,7 @@ class ModelOptions:
     probe_file: str | None = None
     vacuum_file: str | None = None
     object_file: str | None = None
-    pad: int = 0
+    pad: int | None = None
     oversample: int = 1
     pixel_area: bool = True
     detector_blur_px: float = 0.0
@@ -86,15 +87,23 @@ class ModelOptions:
         for name in ("probe_modes", "object_states", "slices", "oversample"):
             if not 1 <= getattr(self, name) <= _MOST:
                 raise RecipeError(f"{name} = {str(getattr(self, name))[:20]}: at least 1 is needed, and at most {_MOST}")
-        for name in ("pad", "detector_blur_px", "background_e", "source_A", "opr_modes", "aperture_edge_px", "seed"):
+        for name in ("detector_blur_px", "background_e", "source_A", "opr_modes", "aperture_edge_px", "seed"):
             if getattr(self, name) < 0:
                 raise RecipeError(f"{name} = {str(getattr(self, name))[:20]}: it cannot be negative")
+        if self.pad is not None and self.pad < 0:
+            raise RecipeError(f"pad = {self.pad}: it cannot be negative; leave it out for what suits the number of slices")
         if not 0 < self.band_limit <= 1:
             raise RecipeError(f"band_limit = {self.band_limit}: a fraction between 0 and 1 is needed")
         if max(map(abs, self.tilt_mrad)) > 500:
             raise RecipeError(f"tilt_mrad = {list(self.tilt_mrad)}: a tilt beyond 500 mrad is not a tilt; the unit is mrad")
         if min(self.thicknesses_A) <= 0:
             raise RecipeError(f"slice_thickness_A = {self.slice_thickness_A}: positive lengths in Å are needed")
+
+    def pad_for(self, size_px: int) -> int:
+        """Pixels beyond each edge of a pattern of this size."""
+        if self.pad is not None:
+            return self.pad
+        return math.ceil(size_px / 8) if self.slices > 1 else 0
 
     @property
     def thicknesses_A(self) -> tuple[float, ...]:
@@ -135,7 +144,7 @@ def start(geometry: Geometry, options: ModelOptions, electrons: float, mask: NDA
     a pixel counts. Raises RecipeError when the simulated window cannot hold the probe.
     """
     known = known or Known()
-    window = next_fast_len(max(geometry.pattern_shape) + 2 * options.pad)
+    window = next_fast_len(max(geometry.pattern_shape) + 2 * options.pad_for(max(geometry.pattern_shape)))
     size = window * options.oversample
     pixel_A = 1 / (window * geometry.pixel_invA)
     wave = _probe(geometry, options, size, pixel_A, electrons, known)

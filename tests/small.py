@@ -19,7 +19,7 @@ from ptycho.loss import Loss
 from ptycho.model import Positions, Ptychography
 from ptycho.multislice import Object
 from ptycho.optics import probe_wave
-from ptycho.probe import Probe, seed_modes
+from ptycho.probe import Probe
 from ptycho.propagator import Propagator
 
 PIXEL_A, WAVELENGTH_A, SEMIANGLE_MRAD, MARGIN = 0.3, 0.0418, 25.0, 8
@@ -64,7 +64,7 @@ def make(
     height, width = (math.ceil(extent) + size - size // 2 + MARGIN for extent in positions.amax(0).tolist())
     phase = torch.from_numpy(random_phase((states, slices, height, width), strength / slices, seed=seed)).to(dtype)
     wave = probe_wave(size, PIXEL_A, WAVELENGTH_A, SEMIANGLE_MRAD, parse_aberrations({"defocus_A": defocus_A}))
-    wave = seed_modes(math.sqrt(electrons) * wave[None], modes, 0.1).to(torch.complex128 if dtype == torch.float64 else torch.complex64)
+    wave = several(math.sqrt(electrons) * wave, modes).to(torch.complex128 if dtype == torch.float64 else torch.complex64)
     thickness = torch.tensor(thickness_A if isinstance(thickness_A, tuple) else (thickness_A,) * slices, dtype=dtype)
     mask = torch.ones(size, size) if mask is None else mask
     return Ptychography(
@@ -75,6 +75,16 @@ def make(
         Detector(size, mask.to(dtype), torch.full((1, 1), background, dtype=dtype), blur_px, pixel_area=pixel_area),
         PIXEL_A,
     )
+
+
+def several(wave: Tensor, modes: int, share: float = 0.1) -> Tensor:
+    """Orthogonal modes (modes, y, x): the wave (y, x) times 1, x, y, x^2, ..., each but the first with ``share`` of the power."""
+    axis = torch.arange(len(wave), dtype=torch.float64) - len(wave) // 2
+    products = [wave * axis[:, None] ** a * axis**b for order in range(modes) for a in range(order + 1) for b in (order - a,)][:modes]
+    unit, _ = torch.linalg.qr(torch.stack(products).flatten(1).mT)
+    power = torch.tensor([1 - share * (modes - 1)] + [share] * (modes - 1), dtype=torch.float64)
+    shares = (power.sqrt() * torch.linalg.vector_norm(wave))[:, None, None]
+    return unit.mT.reshape(modes, *wave.shape) * shares
 
 
 def empty(model: Ptychography) -> Ptychography:

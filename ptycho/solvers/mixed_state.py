@@ -22,7 +22,7 @@ from ptycho.solvers.epie import EPIE
 class MixedState(EPIE):
     """ePIE on incoherent probe modes (Thibault & Menzel, Nature 494 (2013) 68).
 
-    ``modes`` (0: as many as the model has) are seeded with ``seed_share`` of the power each when the model has fewer.
+    ``modes`` (0: as many as the model has): one becomes those of a source, to several more are added with ``seed_share`` of the power each.
     """
 
     kind: Literal["mixed_state"] = "mixed_state"  # type: ignore[assignment]
