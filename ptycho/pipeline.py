@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 from ptycho.course import Prepared, Progress, solve_stages
 from ptycho.data import Dataset4D
 from ptycho.defaults import default_stages
+from ptycho.direct import METHODS
 from ptycho.errors import DataError, OutOfMemoryError, PtychoError, RecipeError
 from ptycho.explain import suggestion
 from ptycho.frames import Quantity
@@ -138,7 +139,7 @@ def _prepare(job: Job) -> Prepared:
     if job.folder is not None:
         output = recipe.output.model_copy(update={"directory": str(job.folder.path.absolute())})
         recipe = recipe.model_copy(update={"output": output})
-    known = _known(options, geometry.positions_A)
+    known = _known(options, data)
     # What is wrong with a later stage is told before the first one begins.
     for solver in recipe.solve:
         check_probe_fits(seen_through(geometry, view_of(data.pattern_shape, solver.bin, solver.detector_px)), options, known)
@@ -217,7 +218,9 @@ def _prepared_half(prepared: Prepared, half: Half, number: int) -> Prepared:
     solve = tuple(replace(s, loss=choose_loss(s.loss, per_pixel), seed=s.seed + number) for s in prepared.recipe.solve)
     options = replace(options, background_e=options.background_e * half.electrons)
     recipe = prepared.recipe.model_copy(update={"model": options, "solve": solve})
-    return Prepared(half.data, recipe, prepared.known)
+    # A start from a direct method is that of the half's own electrons: what both halves share is no evidence.
+    known = prepared.known if options.start == "flat" else _known_object(options, half.data, prepared.known)
+    return Prepared(half.data, recipe, known)
 
 
 def _third(job: Job, number: int) -> Job:
@@ -272,26 +275,32 @@ def _with_options(recipe: Recipe, solve: Any, options: dict[str, Any]) -> Recipe
     return recipe.model_copy(update=update)
 
 
-def _known(options: ModelOptions, positions_A: NDArray[np.float64]) -> Known:
-    """Probe, vacuum pattern and object from the files that the recipe names."""
+def _known(options: ModelOptions, data: Dataset4D) -> Known:
+    """Probe, vacuum pattern and object from the files that the recipe names, or the object from a direct method."""
     probe = load_result(options.probe_file) if options.probe_file else None
-    earlier = load_result(options.object_file) if options.object_file else None
-    vacuum = None
-    if options.vacuum_file:
-        vacuum = _mean_pattern(options.vacuum_file)
-    origin = (0.0, 0.0)
-    if earlier is not None:
-        # Both scans are taken to be centred on the same place.
-        shift = positions_A.mean(0) - earlier.positions_A.mean(0)
-        origin = (float(shift[0]), float(shift[1]))
-    return Known(
-        probe=None if probe is None else probe.probe,
-        probe_pixel_A=0.0 if probe is None else probe.pixel_A,
-        vacuum=vacuum,
-        object=None if earlier is None else earlier.object,
-        object_pixel_A=0.0 if earlier is None else earlier.pixel_A,
-        object_origin_A=origin,
+    return _known_object(
+        options,
+        data,
+        Known(
+            probe=None if probe is None else probe.probe,
+            probe_pixel_A=0.0 if probe is None else probe.pixel_A,
+            vacuum=_mean_pattern(options.vacuum_file) if options.vacuum_file else None,
+        ),
     )
+
+
+def _known_object(options: ModelOptions, data: Dataset4D, known: Known) -> Known:
+    """``known`` with the object that these data begin with."""
+    if options.start != "flat":
+        found, pixel_A, origin = METHODS[options.start](data).object(options.thicknesses_A)
+        logger.info(f"the object begins as the {options.start.upper()} image")
+        return replace(known, object=found, object_pixel_A=pixel_A, object_origin_A=origin)
+    if not options.object_file:
+        return known
+    earlier = load_result(options.object_file)
+    # Both scans are taken to be centred on the same place.
+    shift = data.geometry.positions_A.mean(0) - earlier.positions_A.mean(0)
+    return replace(known, object=earlier.object, object_pixel_A=earlier.pixel_A, object_origin_A=(float(shift[0]), float(shift[1])))
 
 
 def _mean_pattern(path: str) -> NDArray[np.float32]:

@@ -35,6 +35,8 @@ _REFINABLE: Aberrations = (Aberration(1, 0, 0.0), Aberration(1, 2, 0.0), Aberrat
 
 #: What ``ModelOptions.refine`` may name.
 REFINABLE = ("scan", "positions", "tilt", "thickness", "aberrations", "source", "opr", "descan", "background", "blur")
+#: What ``ModelOptions.start`` may be.
+STARTS = ("flat", "ssb", "obf", "wdd")
 
 
 @dataclass(frozen=True)
@@ -43,7 +45,8 @@ class ModelOptions:
 
     ``probe_modes`` and ``object_states`` add incoherently; ``slice_thickness_A`` is one number or one per slice; ``tilt_mrad`` (y, x) is
     the specimen's; ``probe_file`` (a run folder or result.h5), ``vacuum_file`` (a measured pattern without specimen) and
-    ``object_file`` replace what would be computed; ``pad`` pixels are simulated beyond each edge of the pattern and ``oversample`` finer
+    ``object_file`` replace what would be computed; ``start`` is what the object begins as, empty space ("flat") or the phase image of a direct
+    method ("ssb", "obf", "wdd"); ``pad`` pixels are simulated beyond each edge of the pattern and ``oversample`` finer
     pixels in each detector pixel; ``detector_blur_px`` is the standard deviation of the point spread on top of the pixel's area;
     ``background_e`` electrons per pixel come from elsewhere; ``source_A`` is the standard deviation of a Gaussian source on the specimen;
     ``opr_modes`` are the ways in which the strongest probe mode may vary over the scan, once ``update`` names ``opr``; ``band_limit`` is the
@@ -65,6 +68,7 @@ class ModelOptions:
     probe_file: str | None = None
     vacuum_file: str | None = None
     object_file: str | None = None
+    start: str = "flat"
     pad: int = 0
     oversample: int = 1
     pixel_area: bool = True
@@ -78,6 +82,10 @@ class ModelOptions:
     refine: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
+        if self.start not in STARTS:
+            raise RecipeError(f'start = "{self.start}": unknown{suggestion(self.start, STARTS)}')
+        if self.start != "flat" and self.object_file is not None:
+            raise RecipeError(f'start = "{self.start}" and object_file: the object can begin as one of them only; remove the other')
         for name in self.refine:
             if name not in REFINABLE:
                 raise RecipeError(f'refine = "{name}": unknown{suggestion(name, REFINABLE)}')

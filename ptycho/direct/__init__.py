@@ -10,8 +10,8 @@ overlaps with a diffracted one measures Phi. The methods differ in how they weig
 
 from __future__ import annotations
 
-import math
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from types import MappingProxyType
 
 import numpy as np
 import torch
@@ -25,9 +25,9 @@ from ptycho.direct.raster import Raster
 from ptycho.direct.wigner import deconvolved
 from ptycho.start import probe_diameter_A
 
-__all__ = ["DirectPhase", "obf", "ssb", "wdd"]
+__all__ = ["METHODS", "DirectPhase", "obf", "ssb", "wdd"]
 
-#: (weights, gamma) of pixels and frequencies, complex (n, m), from the two products of the probe and |P|^2 of each pixel (n,).
+#: Weights of pixels and frequencies, complex (n, m), from P*(k) P(k - Q) and P(k) P*(k + Q), both (n, m), and |P(k)|^2 (n,).
 Weights = Callable[[Tensor, Tensor, Tensor], Tensor]
 
 #: Products of pixels and frequencies at a time.
@@ -45,7 +45,7 @@ def ssb(data: Dataset4D, pad_A: float | None = None) -> DirectPhase:
     scan; 0 takes the scan as one period of a crystal. The scan step must not exceed lambda / (4 alpha), or frequencies alias.
     Raises DataError when the positions are no raster or the geometry is not known.
     """
-    numerator, denominator, raster, wanted = _summed(data, pad_A, _double_overlap)
+    numerator, denominator, raster, wanted = _summed(data, pad_A, _two_disks)
     good = denominator.abs() > _LEAST_WEIGHT * denominator.abs().max()
     spectrum = torch.where(good, -1j * numerator / torch.where(good, denominator, 1), 0)
     return _image(data, raster, spectrum, wanted)
@@ -76,7 +76,11 @@ def wdd(data: Dataset4D, epsilon: float = 0.01, pad_A: float | None = None) -> D
     return DirectPhase(np.angle(wave).astype(np.float32), raster.axes_A, raster.origin_A, _cutoff(data, raster))
 
 
-def _double_overlap(minus: Tensor, plus: Tensor, intensity: Tensor) -> Tensor:
+#: What the recipe's [model] start can name besides "flat".
+METHODS: Mapping[str, Callable[[Dataset4D], DirectPhase]] = MappingProxyType({"ssb": ssb, "obf": obf, "wdd": wdd})
+
+
+def _two_disks(minus: Tensor, plus: Tensor, intensity: Tensor) -> Tensor:
     """gamma without what lies in both overlaps; the edges are soft, and so is the border between two and three disks."""
     whole = intensity.max()
     return minus * (1 - plus.abs() / whole).clamp_min(0) - plus * (1 - minus.abs() / whole).clamp_min(0)
@@ -97,7 +101,7 @@ def _summed(data: Dataset4D, pad_A: float | None, weights: Weights) -> tuple[Ten
     numerator, denominator = torch.zeros(2, len(q), dtype=torch.complex128)
     for part, spectra, _ in raster.spectra(data, pixels, wanted):
         for some in torch.arange(len(q)).split(max(1, _AT_A_TIME // len(part))):
-            minus, plus = overlaps.products(k[part], q[some])
+            minus, plus = overlaps.product(k[part], -q[some]).conj(), overlaps.product(k[part], q[some])
             weight = weights(minus, plus, intensity[part]).conj()
             numerator[some] += (weight * spectra[:, some]).sum(0)
             denominator[some] += (weight * (minus - plus)).sum(0)
@@ -110,7 +114,10 @@ def _raster(data: Dataset4D, pad_A: float | None) -> tuple[Raster, Tensor]:
     raster = Raster.of(data, probe_diameter_A(geometry) if pad_A is None else pad_A)
     finest = 1 / (4 * geometry.aperture_invA)
     if max(raster.steps_A) > 1.02 * finest:
-        warning = f"a scan step of {max(raster.steps_A):.3g} Å is coarser than lambda / (4 alpha) = {finest:.3g} Å: direct methods alias above the scan's Nyquist frequency"
+        warning = (
+            f"direct methods: a scan step of {max(raster.steps_A):.3g} Å is coarser than lambda / (4 alpha) = {finest:.3g} Å; "
+            "frequencies above the scan's Nyquist limit fold back"
+        )
         if warning not in data.warnings:
             data.warnings.append(warning)
     return raster, raster.within(2 * geometry.aperture_invA)

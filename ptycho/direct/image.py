@@ -28,9 +28,9 @@ class DirectPhase:
         return float(np.hypot(*self.axes_A[0])), float(np.hypot(*self.axes_A[1]))
 
     def upright(self, pixel_A: float | None = None) -> tuple[NDArray[np.float32], NDArray[np.float64]]:
-        """The image (y, x) on square pixels (default: the smaller step) parallel to the detector, 0 outside; and where its pixel [0, 0] is, (y, x) in Å.
+        """(image (y, x) on square pixels parallel to the detector, 0 outside; where its pixel [0, 0] is, (y, x) in Å).
 
-        The scan may be turned, sheared or of unequal steps against the detector; this is not. Cubic interpolation.
+        Pixels are as large as the smaller step by default. The scan itself may be turned, sheared or of unequal steps. Cubic interpolation.
         """
         from scipy.ndimage import map_coordinates  # late: it takes longer to import than to use
 
@@ -42,3 +42,13 @@ class DirectPhase:
         places = np.stack(np.meshgrid(y, x, indexing="ij"), -1) - self.origin_A
         index = np.moveaxis(places @ np.linalg.inv(self.axes_A), -1, 0)
         return map_coordinates(self.phase, index, order=3, mode="constant", prefilter=True), low
+
+    def object(self, thicknesses_A: tuple[float, ...]) -> tuple[NDArray[np.complex64], float, tuple[float, float]]:
+        """The image as a pure phase object, complex (1, slices, y, x), shared out over the slices by thickness; its pixel in Å and where [0, 0] is.
+
+        What ``start.Known`` takes: an iterative reconstruction can begin with it.
+        """
+        pixel = min(self.pixel_A) / 2  # the model's own grid is found by linear interpolation, which needs finer points
+        phase, origin = self.upright(pixel)
+        share = np.array(thicknesses_A) / sum(thicknesses_A)
+        return np.exp(1j * share[:, None, None] * phase).astype(np.complex64)[None], pixel, (float(origin[0]), float(origin[1]))

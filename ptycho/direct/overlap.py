@@ -44,11 +44,11 @@ class Overlaps:
         return cls(geometry, probe.offsets_invA, 1 / math.sqrt(power))
 
     def wave(self, k: Tensor) -> Tensor:
-        """P at frequencies k (..., 2) = (y, x) in Å⁻¹, complex128 (...)."""
+        """P at frequencies k (..., 2) = (y, x) in Å⁻¹, complex (...) of k's precision."""
         ky, kx = k.unbind(-1)
         radius, edge = self.geometry.aperture_invA, _EDGE_PX * self.geometry.pixel_invA
         inside = torch.hypot(ky, kx) < radius + edge / 2
-        values = torch.zeros(ky.shape, dtype=torch.complex128)
+        values = torch.zeros(ky.shape, dtype=torch.complex128 if k.dtype == torch.float64 else torch.complex64)
         # Most frequencies are outside, and a phase costs more than a comparison.
         ky, kx = ky[inside], kx[inside]
         values[inside] = torch.polar(self.amplitude * aperture(ky, kx, radius, edge), -_chi(self.geometry, torch.stack([ky, kx], -1)))
@@ -58,14 +58,13 @@ class Overlaps:
         """|P|^2 on pixels k (n, 2): the share of the beam that falls on each without a specimen, float64 (n,)."""
         return torch.stack([self.wave(k + offset).abs().square() for offset in self.offsets_invA]).mean(0)
 
-    def products(self, k: Tensor, q: Tensor) -> tuple[Tensor, Tensor]:
-        """(P*(k) P(k - q), P(k) P*(k + q)), complex128 (n, m) for pixels k (n, 2) and q (m, 2)."""
-        minus, plus = torch.zeros(2, len(k), len(q), dtype=torch.complex128)
-        for offset in self.offsets_invA:
-            here = self.wave(k + offset)[:, None]
-            minus += here.conj() * self.wave(k[:, None] + offset - q)
-            plus += here * self.wave(k[:, None] + offset + q).conj()
-        return minus / len(self.offsets_invA), plus / len(self.offsets_invA)
+    def product(self, k: Tensor, q: Tensor) -> Tensor:
+        """P(k) P*(k + q), complex64 (n, m) for pixels k (n, 2) and frequencies q (m, 2)."""
+        k, q = k.float(), q.float()
+        total = torch.zeros(len(k), len(q), dtype=torch.complex64)
+        for offset in self.offsets_invA.float():
+            total += self.wave(k + offset)[:, None] * self.wave(k[:, None] + offset + q).conj()
+        return total / len(self.offsets_invA)
 
 
 def pixel_grid(geometry: Geometry) -> Tensor:

@@ -44,7 +44,7 @@ class Raster:
         shape = data.scan_shape
         if data.positions_A is not None or min(shape) < _LEAST:
             found = "its positions are a list" if data.positions_A is not None else f"its scan is {shape[0]} x {shape[1]}"
-            raise DataError(f"{data.name}: {found}; direct methods need a raster of at least {_LEAST} x {_LEAST} points: give [scan] shape and step_A")
+            raise DataError(f"{data.name}: {found}; direct methods need a raster of {_LEAST} x {_LEAST} points or more: give [scan] shape and step_A")
         points = np.arange(data.n_positions) if data.points is None else data.points
         rows, columns = np.divmod(points, shape[1])
         known = np.column_stack([rows, columns, np.ones(len(points))])
@@ -106,21 +106,9 @@ class Raster:
         return torch.from_numpy(images).reshape(-1, *self.shape), torch.from_numpy(means / data.beam_electrons)
 
     def _transformed(self, images: Tensor, wanted: Tensor) -> Tensor:
+        """Zeros beyond the border stand for the mean: measured no worse than borders that fade out."""
         step = max(1, _BLOCK_BYTES // (4 * math.prod(self.padded)))
-        parts = [torch.fft.rfft2(self._faded(part))[:, wanted] for part in images.split(step)]
-        return torch.cat(parts)
-
-    def _faded(self, images: Tensor) -> Tensor:
-        """The images in the padded grid, from point [0, 0] on; their borders go on outside, ever fainter, so that there is no step."""
-        for axis, (have, size) in enumerate(zip(self.shape, self.padded, strict=True), 1):
-            room = size - have
-            if room == 0:
-                continue
-            fade = torch.cos(math.pi / 2 * torch.arange(1, room + 1) / (room + 1)).square()
-            first, last = images.narrow(axis, 0, 1), images.narrow(axis, have - 1, 1)
-            fade = fade[None, :, None] if axis == 1 else fade[None, None, :]
-            images = torch.cat([images, last * fade + first * fade.flip(axis)], axis)
-        return images
+        return torch.cat([torch.fft.rfft2(part, s=self.padded)[:, wanted] for part in images.split(step)])
 
     def cropped(self, spectrum: Tensor, wanted: Tensor) -> NDArray[np.float32]:
         """The real image (slow, fast) whose transform has these terms (M,), zero elsewhere."""

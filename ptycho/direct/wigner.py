@@ -22,7 +22,7 @@ from ptycho.direct.raster import Raster
 from ptycho.geometry import Geometry
 
 #: Pixels within this many radii of the disk, along each axis, are looked at: the filter spreads a little beyond the disk.
-_REACH = 1.5
+_REACH = 1.25
 #: Elements of a block of transforms.
 _AT_A_TIME = 1 << 21
 #: Frequencies that the filter passes less than this, against the best, are noise.
@@ -79,7 +79,7 @@ def deconvolved(data: Dataset4D, raster: Raster, wanted: Tensor, epsilon: float)
         places = box.places[[place_of[n] for n in part.tolist()]]
         all_spectra = torch.cat([spectra, (means * math.prod(raster.padded)).to(spectra.dtype)[:, None]], 1)
         for some in torch.arange(len(q)).split(max(1, _AT_A_TIME // box.size**2)):
-            probe = box.transformed(lit_places, overlaps.products(k[lit], q[some])[1].to(torch.complex64))
+            probe = box.transformed(lit_places, overlaps.product(k[lit], q[some]))
             strength = probe.abs().square()
             noise = strength + epsilon  # the greatest |A|^2 is that of r = 0, Q = 0: the beam's power, 1
             found = box.transformed(places, all_spectra[:, some]) * probe.conj() / noise
