@@ -141,7 +141,7 @@ def start(geometry: Geometry, options: ModelOptions, electrons: float, mask: NDA
     a pixel counts. Raises RecipeError when the simulated window cannot hold the probe.
     """
     known = known or Known()
-    window = next_fast_len(max(geometry.pattern_shape) + 2 * options.pad)
+    window = window_px(geometry, options)
     size = window * options.oversample
     pixel_A = 1 / (window * geometry.pixel_invA)
     wave = _probe(geometry, options, size, pixel_A, electrons, known)
@@ -169,6 +169,11 @@ def start(geometry: Geometry, options: ModelOptions, electrons: float, mask: NDA
     )
 
 
+def window_px(geometry: Geometry, options: ModelOptions) -> int:
+    """Side of the simulated pattern in detector pixels, a size that transforms fast."""
+    return int(next_fast_len(max(geometry.pattern_shape) + 2 * options.pad))
+
+
 def canvas_origin_A(geometry: Geometry, size: int, pixel_A: float) -> NDArray[np.float64]:
     """Where the object's pixel [0, 0] lies in the scan's frame, (y, x) in Å: a window's half and the margin before the first position."""
     return np.asarray(geometry.positions_A.min(0) - (size // 2 + _MARGIN) * pixel_A, np.float64)
@@ -186,9 +191,12 @@ def probe_diameter_A(geometry: Geometry, depth_A: float = 0.0) -> float:
 
     2 max|C10 - z| alpha + 1.2 lambda / alpha (knowledge of the probe's extent; what a window has to hold).
     """
-    alpha = geometry.semiangle_mrad * 1e-3
-    blur = max(abs(geometry.defocus_A), abs(geometry.defocus_A - depth_A))
-    return 2 * blur * alpha + 1.2 * geometry.wavelength_A / alpha
+    return defocus_blur_A(geometry, depth_A) + 1.2 * geometry.wavelength_A / (geometry.semiangle_mrad * 1e-3)
+
+
+def defocus_blur_A(geometry: Geometry, depth_A: float = 0.0) -> float:
+    """Diameter of the geometric blur of the defocus, 2 max|C10 - z| alpha, the greater at entrance or exit of ``depth_A``."""
+    return 2 * max(abs(geometry.defocus_A), abs(geometry.defocus_A - depth_A)) * geometry.semiangle_mrad * 1e-3
 
 
 def check_probe_fits(geometry: Geometry, options: ModelOptions, known: Known) -> None:
