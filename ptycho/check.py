@@ -113,7 +113,7 @@ def memory_and_disk(plan: Plan) -> tuple[Check, ...]:
     there = next(parent for parent in (plan.directory.absolute(), *plan.directory.absolute().parents) if parent.is_dir())
     needed, space = disk_bytes(plan.geometry, plan.options, plan.stages), shutil.disk_usage(there).free
     room = f"make room in {there}, or choose another folder with -o" if needed > _DISK * space else ""
-    return memory, Check("disk", f"results of about {_size(needed)}, {_size(space)} free", room)
+    return memory, Check("disk space", f"results of about {_size(needed)}, {_size(space)} free", room)
 
 
 def run_time(plan: Plan) -> Check:
@@ -150,14 +150,15 @@ def _areal_overlap(plan: Plan) -> Check:
 def _window(plan: Plan) -> Check:
     window = plan.options.oversample / plan.geometry.pixel_invA
     filled = plan.probe_A / window
-    wider = min(4, plan.options.oversample * math.ceil(filled / _FILLED))
-    remedy = "" if filled <= _FILLED else f"bin less, record with less defocus or a longer camera length, or set [model] oversample = {wider}"
+    wider = math.ceil(plan.options.oversample * filled / _FILLED)
+    otherwise = f", or set [model] oversample = {wider}" if wider <= 4 else ""
+    remedy = "" if filled <= _FILLED else f"bin less, or record with less defocus or a longer camera length{otherwise}"
     return Check("window", f"the probe of {plan.probe_A:.3g} Å fills {filled:.0%} of the {window:.3g} Å", remedy)
 
 
 def _disk(plan: Plan) -> Check:
     radius = plan.geometry.disk_radius_px
-    return Check("disk", f"radius {radius:.3g} px", "" if radius >= _DISK_PX else "bin less, or record with a longer camera length")
+    return Check("bright-field disk", f"radius {radius:.3g} px", "" if radius >= _DISK_PX else "bin less, or record with a longer camera length")
 
 
 def _detector(plan: Plan) -> Check:

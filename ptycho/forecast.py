@@ -34,15 +34,15 @@ _DISK_PER_PIXEL, _DISK_BYTES = 15, 3 << 20
 
 @dataclass(frozen=True)
 class Load:
-    """What one stage works on: the waves, the pixels of the object in all slices and states, and what the solver has at a time."""
+    """What one stage works on: the waves, the pixels of the object in all slices and states, the patterns and the batch."""
 
     size: int
     slices: int
     states: int
     modes: int
     canvas: tuple[int, int]
+    patterns: int
     batch: int
-    epochs: int
 
     @classmethod
     def of(cls, geometry: Geometry, options: ModelOptions, stage: Solver) -> Load:
@@ -53,7 +53,7 @@ class Load:
         size, count = window * own.oversample, len(geometry.positions_A)
         _, canvas = place_positions(geometry.positions_A * (window * seen.pixel_invA), size)
         batch = min(stage.batch, count) or count
-        return cls(size, own.slices, own.object_states, own.probe_modes, canvas, batch, stage.epochs)
+        return cls(size, own.slices, own.object_states, own.probe_modes, canvas, count, batch)
 
     @property
     def object_pixels(self) -> int:
@@ -68,10 +68,11 @@ class Load:
         solving = _COMPLEX * (self.batch * self.slices * self.states * window + chunk + self.slices * window)
         # In the end some patterns are modelled again, as many at a time as the fields allow.
         waves = self.modes * self.states * window
-        together = _COMPARED / math.ceil(_COMPARED * waves / _COMPARED_FIELDS)
+        compared = min(_COMPARED, self.patterns)
+        together = compared / math.ceil(compared * waves / _COMPARED_FIELDS)
         modelled = _COMPLEX * together * (self.slices * self.states * window + _COMPARED_WAVES * waves)
-        compared = max(modelled, _COMPARED_IMAGES * _DOUBLE * together * window)
-        return _OBJECTS * _COMPLEX * self.object_pixels + max(solving, min(solving, _KEPT_BYTES) + compared)
+        judging = max(modelled, _COMPARED_IMAGES * _DOUBLE * together * window)
+        return _OBJECTS * _COMPLEX * self.object_pixels + max(solving, min(solving, _KEPT_BYTES) + judging)
 
 
 def peak_bytes(data: Dataset4D, options: ModelOptions, stages: Sequence[Solver], device: torch.device) -> float:

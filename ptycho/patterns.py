@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
+from typing import Any
 
 import numpy as np
 import torch
@@ -23,7 +24,7 @@ _AHEAD = 2
 #: So many patterns show what kind of numbers there are.
 _SAMPLE = 32
 #: What stands for "not measured" in the whole-number types, and the largest count that they hold.
-_MARKS = {np.dtype(np.uint8): (255, 254), np.dtype(np.int16): (-1, 32767)}
+_MARKS: dict[np.dtype[Any], tuple[int, int]] = {np.dtype(np.uint8): (255, 254), np.dtype(np.int16): (-1, 32767)}
 
 
 class Patterns:

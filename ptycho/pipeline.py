@@ -32,7 +32,7 @@ from ptycho.runfolder import RunFolder
 from ptycho.scan_fit import fit_scan
 from ptycho.solvers import Solver
 from ptycho.stages import seen_through, view_of
-from ptycho.start import ModelOptions, check_probe_fits
+from ptycho.start import Known, ModelOptions, check_probe_fits
 from ptycho.tilt_fit import fit_tilt
 
 logger = logging.getLogger("ptycho")
@@ -127,8 +127,7 @@ def _prepare(job: Job) -> Prepared:
         tilt = fit_tilt(data, options, workers=torch.get_num_threads())
         logger.info(f"tilt: {tilt}")
         options = replace(options, tilt_mrad=tilt.tilt_mrad)
-    geometry = data.geometry
-    recipe = job.recipe.completed(replace(job.data, calibration=data.calibration), data.pixel_invA.value)
+    recipe = job.recipe.completed(replace(job.data, calibration=data.calibration), data.geometry.pixel_invA)
     if repaired:
         recipe = recipe.model_copy(update={"scan": recipe.scan.model_copy(update=repaired)})
     if not recipe.solve:
@@ -138,9 +137,7 @@ def _prepare(job: Job) -> Prepared:
         output = recipe.output.model_copy(update={"directory": str(job.folder.path.absolute())})
         recipe = recipe.model_copy(update={"output": output})
     known = known_start(options, data)
-    # What is wrong with a later stage is told before the first one begins.
-    for solver in recipe.solve:
-        check_probe_fits(seen_through(geometry, view_of(data.pattern_shape, solver.bin, solver.detector_px)), options, known)
+    _check_windows(data, options, recipe.solve, known)
     plan = Plan(data, recipe.model, recipe.solve, Path(recipe.output.directory), job.device)
     return Prepared(data, recipe, known, warnings_of(plan))
 
@@ -151,6 +148,18 @@ def plan_of(recipe: Recipe, device: str = "auto", output: Path | None = None) ->
     data = replace(recipe.read(), survey_all=True).without_bad_frames()
     stages = _stages(data, recipe.model, recipe.solve)
     return Plan(data, recipe.model, stages, output or Path(recipe.output.directory), place)
+
+
+def check_plan(plan: Plan) -> None:
+    """Raise RecipeError when a stage's window cannot hold the probe: such a run would not begin."""
+    if plan.options.probe_file is None:
+        _check_windows(plan.data, plan.options, plan.stages, Known())
+
+
+def _check_windows(data: Dataset4D, options: ModelOptions, stages: tuple[Solver, ...], known: Known) -> None:
+    """What is wrong with a later stage is told before the first one begins."""
+    for stage in stages:
+        check_probe_fits(seen_through(data.geometry, view_of(data.pattern_shape, stage.bin, stage.detector_px)), options, known)
 
 
 def _stages(data: Dataset4D, options: ModelOptions, given: tuple[Solver, ...]) -> tuple[Solver, ...]:
