@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -13,35 +14,36 @@ from ptycho.optics import aberration_phase, aperture
 
 #: Width of the aperture's edge in detector pixels, as the forward model has it.
 _EDGE_PX = 1.0
-#: The phase may change by about this much from one sample of a pixel's area to the next, in rad.
+#: One sample along the side of a pixel for so much change of the phase, in rad: Gauss's quadrature errs by less than 0.5 %.
 _TURN_RAD = 1.5
 #: Samples along the side of a pixel: the edge of the aperture needs at least the least.
-_LEAST, _MOST = 2, 6
+_LEAST, _MOST = 2, 8
 
 
 @dataclass(frozen=True, eq=False)
 class Overlaps:
     """The probe P(k) = A(k) exp(-i chi(k)) of a geometry, of unit power on the detector, and its products on each detector pixel.
 
-    A pixel integrates over its area: products are means over ``offsets_invA`` (samples, 2).
+    A pixel integrates over its area: sums over ``offsets_invA`` (samples, 2) with the ``weights`` (samples,).
     """
 
     geometry: Geometry
     offsets_invA: Tensor = field(repr=False)
+    weights: Tensor = field(repr=False)
     amplitude: float
 
     @classmethod
     def of(cls, geometry: Geometry) -> Overlaps:
         """With as many samples of a pixel as the aberrations need."""
-        pixel = geometry.pixel_invA
-        edge = geometry.aperture_invA * torch.stack([torch.cos(a := torch.arange(16) * math.pi / 8), torch.sin(a)], -1).double()
-        # chi differs most between the two neighbours of a pixel at the edge of the aperture.
-        chi = [_chi(geometry, edge * (1 + side * pixel / geometry.aperture_invA / 2)) for side in (-1, 1)]
-        samples = min(max(_LEAST, math.ceil(float((chi[1] - chi[0]).abs().max()) / _TURN_RAD)), _MOST)
-        axis = ((torch.arange(samples, dtype=torch.float64) + 0.5) / samples - 0.5) * pixel
-        probe = cls(geometry, torch.cartesian_prod(axis, axis), 1.0)
-        power = float(probe.intensity(pixel_grid(geometry)).sum())
-        return cls(geometry, probe.offsets_invA, 1 / math.sqrt(power))
+        angle = torch.arange(16, dtype=torch.float64) * math.pi / 8
+        edge = geometry.aperture_invA * torch.stack([torch.sin(angle), torch.cos(angle)], -1)
+        # chi changes most across a pixel at the edge of the aperture; the product of two opposite edges, twice as much.
+        chi = [_chi(geometry, edge * (1 + side * geometry.pixel_invA / geometry.aperture_invA / 2)) for side in (-1, 1)]
+        turn = 2 * float((chi[1] - chi[0]).abs().max())
+        nodes, weights = np.polynomial.legendre.leggauss(min(max(_LEAST, math.ceil(turn / _TURN_RAD)), _MOST))
+        axis, weight = torch.from_numpy(nodes) * geometry.pixel_invA / 2, torch.from_numpy(weights) / 2
+        probe = cls(geometry, torch.cartesian_prod(axis, axis), torch.outer(weight, weight).ravel(), 1.0)
+        return replace(probe, amplitude=1 / math.sqrt(float(probe.intensity(pixel_grid(geometry)).sum())))
 
     def wave(self, k: Tensor) -> Tensor:
         """P at frequencies k (..., 2) = (y, x) in Å⁻¹, complex (...) of k's precision."""
@@ -56,15 +58,16 @@ class Overlaps:
 
     def intensity(self, k: Tensor) -> Tensor:
         """|P|^2 on pixels k (n, 2): the share of the beam that falls on each without a specimen, float64 (n,)."""
-        return torch.stack([self.wave(k + offset).abs().square() for offset in self.offsets_invA]).mean(0)
+        samples = zip(self.offsets_invA, self.weights.tolist(), strict=True)
+        return torch.stack([weight * self.wave(k + offset).abs().square() for offset, weight in samples]).sum(0)
 
     def product(self, k: Tensor, q: Tensor) -> Tensor:
         """P(k) P*(k + q), complex64 (n, m) for pixels k (n, 2) and frequencies q (m, 2)."""
         k, q = k.float(), q.float()
         total = torch.zeros(len(k), len(q), dtype=torch.complex64)
-        for offset in self.offsets_invA.float():
-            total += self.wave(k + offset)[:, None] * self.wave(k[:, None] + offset + q).conj()
-        return total / len(self.offsets_invA)
+        for offset, weight in zip(self.offsets_invA.float(), self.weights.tolist(), strict=True):
+            total += (weight * self.wave(k + offset))[:, None] * self.wave(k[:, None] + offset + q).conj()
+        return total
 
 
 def pixel_grid(geometry: Geometry) -> Tensor:
