@@ -38,17 +38,23 @@ _PUBLIC = {
     "MixedState": "ptycho.solvers",
     "Simulation": "ptycho.simulate",
     "simulate": "ptycho.simulate",
+    "ssb": "ptycho.direct",
+    "obf": "ptycho.direct",
+    "wdd": "ptycho.direct",
     "PtychoError": "ptycho.errors",
 }
 _RENAMED = {"load": "load_result", "save": "save_result"}
 
 __all__ = [
     "EPIE", "Dataset4D", "Geometry", "Gradient", "MixedState", "PtychoError", "Recipe", "Result", "Simulation",
-    "__version__", "load", "read", "reconstruct", "save", "simulate", "write_empad", "write_hdf5",
+    "__version__", "load", "obf", "read", "reconstruct", "save", "simulate", "ssb", "wdd", "write_empad", "write_hdf5",
 ]  # fmt: skip
 
 if TYPE_CHECKING:
     from ptycho.data import Dataset4D as Dataset4D
+    from ptycho.direct import obf as obf
+    from ptycho.direct import ssb as ssb
+    from ptycho.direct import wdd as wdd
     from ptycho.errors import PtychoError as PtychoError
     from ptycho.geometry import Geometry as Geometry
     from ptycho.io import read as read

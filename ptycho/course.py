@@ -34,11 +34,12 @@ _DIAGNOSED_EVERY = 10
 
 @dataclass(frozen=True)
 class Prepared:
-    """What a run begins with: the patterns that are used, the recipe with nothing left open, what is known of probe and object."""
+    """What a run begins with: the patterns that are used, the recipe with nothing left open, what is known of probe and object; and ``warnings``."""
 
     data: Dataset4D
     recipe: Recipe
     known: Known
+    warnings: tuple[str, ...] = ()
 
 
 def solve_stages(prepared: Prepared, device: torch.device, tell: Progress) -> tuple[Ptychography, Patterns, tuple[EpochRecord, ...]]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
+from typing import Any
 
 import numpy as np
 import torch
@@ -20,8 +21,10 @@ from ptycho.views import View
 _BLOCK_BYTES = 16 << 20
 #: So many batches are read ahead: one is being read while another waits and a third is worked on.
 _AHEAD = 2
+#: So many patterns show what kind of numbers there are.
+_SAMPLE = 32
 #: What stands for "not measured" in the whole-number types, and the largest count that they hold.
-_MARKS = {np.dtype(np.uint8): (255, 254), np.dtype(np.int16): (-1, 32767)}
+_MARKS: dict[np.dtype[Any], tuple[int, int]] = {np.dtype(np.uint8): (255, 254), np.dtype(np.int16): (-1, 32767)}
 
 
 class Patterns:
@@ -162,6 +165,15 @@ class Patterns:
         height, width = self.data.pattern_shape
         step = max(1, _BLOCK_BYTES // (4 * height * width))
         return [np.arange(start, min(start + step, len(self))) for start in range(0, len(self), step)]
+
+
+def pixel_bytes(data: Dataset4D, view: View | None = None) -> int:
+    """Bytes that a pixel takes in memory, as 32 patterns spread over the scan and the brightest pixel of the survey show."""
+    seen = data.patterns(np.unique(np.linspace(0, data.n_positions - 1, _SAMPLE).astype(np.int64)))
+    seen = seen if view is None else view.apply(seen)
+    seen = np.append(seen[:, data.mask if view is None else view.mask(data.mask)], np.float32(np.rint(data.survey().max_electrons)))
+    units = (np.float32(1), np.float32(data.preparation.adu_per_electron))
+    return next((kind.itemsize for kind in _MARKS if any(_packed(seen, kind, unit) is not None for unit in units)), 4)
 
 
 def _seen(mean_pattern: NDArray[np.floating], view: View, mask: NDArray[np.bool_]) -> float:

@@ -11,8 +11,8 @@ from typing import Any
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 
+from ptycho.check import Plan, warnings_of
 from ptycho.course import Prepared, Progress, solve_stages
 from ptycho.data import Dataset4D
 from ptycho.defaults import default_stages
@@ -20,9 +20,8 @@ from ptycho.errors import DataError, OutOfMemoryError, PtychoError, RecipeError
 from ptycho.explain import suggestion
 from ptycho.frames import Quantity
 from ptycho.halves import Half, two_halves
-from ptycho.io import read
-from ptycho.io.numpy_file import load_npy
-from ptycho.io.result_file import load_result, save_result
+from ptycho.io.result_file import save_result
+from ptycho.known import known_object, known_start
 from ptycho.loss import choose_loss
 from ptycho.quality import assess, check_field
 from ptycho.recipe import Recipe, model_from, solver_keys, solvers_from
@@ -31,6 +30,7 @@ from ptycho.residual import residual_by_angle
 from ptycho.result import EpochRecord, Result
 from ptycho.runfolder import RunFolder
 from ptycho.scan_fit import fit_scan
+from ptycho.solvers import Solver
 from ptycho.stages import seen_through, view_of
 from ptycho.start import Known, ModelOptions, check_probe_fits
 from ptycho.tilt_fit import fit_tilt
@@ -127,22 +127,45 @@ def _prepare(job: Job) -> Prepared:
         tilt = fit_tilt(data, options, workers=torch.get_num_threads())
         logger.info(f"tilt: {tilt}")
         options = replace(options, tilt_mrad=tilt.tilt_mrad)
-    geometry = data.geometry
-    recipe = job.recipe.completed(replace(job.data, calibration=data.calibration), data.pixel_invA.value)
+    recipe = job.recipe.completed(replace(job.data, calibration=data.calibration), data.geometry.pixel_invA)
     if repaired:
         recipe = recipe.model_copy(update={"scan": recipe.scan.model_copy(update=repaired)})
     if not recipe.solve:
-        few = choose_loss("auto", data.survey().mean_electrons / (data.pattern_shape[0] * data.pattern_shape[1])) == "poisson"
-        stages, model = default_stages(geometry, options, data.beam_electrons, few), replace(recipe.model, tilt_mrad=options.tilt_mrad, refine=())
-        recipe = recipe.model_copy(update={"solve": stages, "model": model})
+        model = replace(recipe.model, tilt_mrad=options.tilt_mrad, refine=())
+        recipe = recipe.model_copy(update={"solve": _stages(data, options, ()), "model": model})
     if job.folder is not None:
         output = recipe.output.model_copy(update={"directory": str(job.folder.path.absolute())})
         recipe = recipe.model_copy(update={"output": output})
-    known = _known(options, geometry.positions_A)
-    # What is wrong with a later stage is told before the first one begins.
-    for solver in recipe.solve:
-        check_probe_fits(seen_through(geometry, view_of(data.pattern_shape, solver.bin, solver.detector_px)), options, known)
-    return Prepared(data, recipe, known)
+    known = known_start(options, data)
+    _check_windows(data, options, recipe.solve, known)
+    plan = Plan(data, recipe.model, recipe.solve, Path(recipe.output.directory), job.device)
+    return Prepared(data, recipe, known, warnings_of(plan))
+
+
+def plan_of(recipe: Recipe, device: str = "auto", output: Path | None = None) -> Plan:
+    """The run that a recipe describes, as :func:`ptycho.check.check` looks at it. Raises as :func:`reconstruct` does before its first epoch."""
+    place = choose_device(device)
+    data = replace(recipe.read(), survey_all=True).without_bad_frames()
+    stages = _stages(data, recipe.model, recipe.solve)
+    return Plan(data, recipe.model, stages, output or Path(recipe.output.directory), place)
+
+
+def check_plan(plan: Plan) -> None:
+    """Raise RecipeError when a stage's window cannot hold the probe: such a run would not begin."""
+    if plan.options.probe_file is None:
+        _check_windows(plan.data, plan.options, plan.stages, Known())
+
+
+def _check_windows(data: Dataset4D, options: ModelOptions, stages: tuple[Solver, ...], known: Known) -> None:
+    """What is wrong with a later stage is told before the first one begins."""
+    for stage in stages:
+        check_probe_fits(seen_through(data.geometry, view_of(data.pattern_shape, stage.bin, stage.detector_px)), options, known)
+
+
+def _stages(data: Dataset4D, options: ModelOptions, given: tuple[Solver, ...]) -> tuple[Solver, ...]:
+    """Those of the recipe, or what suits the data."""
+    few = choose_loss("auto", data.survey().mean_electrons / (data.pattern_shape[0] * data.pattern_shape[1])) == "poisson"
+    return given or default_stages(data.geometry, options, data.beam_electrons, few)
 
 
 def _repaired(data: Dataset4D, options: ModelOptions) -> tuple[Dataset4D, dict[str, Any]]:
@@ -167,7 +190,7 @@ def _carry_out(job: Job, prepared: Prepared) -> Result:
 
 
 def _warnings(job: Job, prepared: Prepared) -> list[str]:
-    return list(dict.fromkeys((*job.data.warnings, *prepared.data.warnings)))
+    return list(dict.fromkeys((*job.data.warnings, *prepared.data.warnings, *prepared.warnings)))
 
 
 def _reconstructed(job: Job, prepared: Prepared) -> Result:
@@ -217,7 +240,9 @@ def _prepared_half(prepared: Prepared, half: Half, number: int) -> Prepared:
     solve = tuple(replace(s, loss=choose_loss(s.loss, per_pixel), seed=s.seed + number) for s in prepared.recipe.solve)
     options = replace(options, background_e=options.background_e * half.electrons)
     recipe = prepared.recipe.model_copy(update={"model": options, "solve": solve})
-    return Prepared(half.data, recipe, prepared.known)
+    # A start from a direct method is that of the half's own electrons: what both halves share is no evidence.
+    known = prepared.known if options.start == "flat" else known_object(options, half.data, prepared.known)
+    return Prepared(half.data, recipe, known)
 
 
 def _third(job: Job, number: int) -> Job:
@@ -270,37 +295,6 @@ def _with_options(recipe: Recipe, solve: Any, options: dict[str, Any]) -> Recipe
     if solve is not None or stage:
         update["solve"] = solvers_from(solve if solve is not None else {"kind": "gradient", **stage})
     return recipe.model_copy(update=update)
-
-
-def _known(options: ModelOptions, positions_A: NDArray[np.float64]) -> Known:
-    """Probe, vacuum pattern and object from the files that the recipe names."""
-    probe = load_result(options.probe_file) if options.probe_file else None
-    earlier = load_result(options.object_file) if options.object_file else None
-    vacuum = None
-    if options.vacuum_file:
-        vacuum = _mean_pattern(options.vacuum_file)
-    origin = (0.0, 0.0)
-    if earlier is not None:
-        # Both scans are taken to be centred on the same place.
-        shift = positions_A.mean(0) - earlier.positions_A.mean(0)
-        origin = (float(shift[0]), float(shift[1]))
-    return Known(
-        probe=None if probe is None else probe.probe,
-        probe_pixel_A=0.0 if probe is None else probe.pixel_A,
-        vacuum=vacuum,
-        object=None if earlier is None else earlier.object,
-        object_pixel_A=0.0 if earlier is None else earlier.pixel_A,
-        object_origin_A=origin,
-    )
-
-
-def _mean_pattern(path: str) -> NDArray[np.float32]:
-    """A measured pattern without specimen: an image in .npy, or the mean of a data set."""
-    if path.endswith(".npy"):
-        image = load_npy(Path(path))
-        if image.ndim == 2:
-            return np.asarray(image, dtype=np.float32)
-    return np.asarray(read(path).survey().mean_pattern, dtype=np.float32)
 
 
 def _summary(data: Dataset4D) -> str:

@@ -35,6 +35,8 @@ _REFINABLE: Aberrations = (Aberration(1, 0, 0.0), Aberration(1, 2, 0.0), Aberrat
 
 #: What ``ModelOptions.refine`` may name.
 REFINABLE = ("scan", "positions", "tilt", "thickness", "aberrations", "source", "opr", "descan", "background", "blur")
+#: What ``ModelOptions.start`` may be.
+STARTS = ("flat", "ssb", "obf", "wdd")
 
 
 @dataclass(frozen=True)
@@ -43,8 +45,9 @@ class ModelOptions:
 
     ``probe_modes`` and ``object_states`` add incoherently; ``slice_thickness_A`` is one number or one per slice; ``tilt_mrad`` (y, x) is
     the specimen's; ``probe_file`` (a run folder or result.h5), ``vacuum_file`` (a measured pattern without specimen) and
-    ``object_file`` replace what would be computed; ``pad`` pixels are simulated beyond each edge of the pattern (not given: an eighth
-    of its size where there are several slices, 0 for one) and ``oversample`` finer
+    ``object_file`` replace what would be computed; ``start`` is what the object begins as, empty space ("flat") or the phase image of a direct
+    method ("ssb", "obf", "wdd"); ``pad`` pixels are simulated beyond each edge of the pattern (not given: an eighth of its size where
+    there are several slices, 0 for one) and ``oversample`` finer
     pixels in each detector pixel; ``detector_blur_px`` is the standard deviation of the point spread on top of the pixel's area;
     ``background_e`` electrons per pixel come from elsewhere; ``source_A`` is the standard deviation of a Gaussian source on the specimen;
     ``opr_modes`` are the ways in which the strongest probe mode may vary over the scan, once ``update`` names ``opr``; ``band_limit`` is the
@@ -68,6 +71,7 @@ class ModelOptions:
     probe_file: str | None = None
     vacuum_file: str | None = None
     object_file: str | None = None
+    start: str = "flat"
     pad: int | None = None
     oversample: int = 1
     pixel_area: bool = True
@@ -81,6 +85,10 @@ class ModelOptions:
     refine: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
+        if self.start not in STARTS:
+            raise RecipeError(f'start = "{self.start}": unknown{suggestion(self.start, STARTS)}')
+        if self.start != "flat" and self.object_file is not None:
+            raise RecipeError(f'start = "{self.start}" and object_file: the object can begin as one of them only; remove the other')
         for name in self.refine:
             if name not in REFINABLE:
                 raise RecipeError(f'refine = "{name}": unknown{suggestion(name, REFINABLE)}')
@@ -144,7 +152,7 @@ def start(geometry: Geometry, options: ModelOptions, electrons: float, mask: NDA
     a pixel counts. Raises RecipeError when the simulated window cannot hold the probe.
     """
     known = known or Known()
-    window = next_fast_len(max(geometry.pattern_shape) + 2 * options.pad_for(max(geometry.pattern_shape)))
+    window = window_px(geometry, options)
     size = window * options.oversample
     pixel_A = 1 / (window * geometry.pixel_invA)
     wave = _probe(geometry, options, size, pixel_A, electrons, known)
@@ -172,6 +180,11 @@ def start(geometry: Geometry, options: ModelOptions, electrons: float, mask: NDA
     )
 
 
+def window_px(geometry: Geometry, options: ModelOptions) -> int:
+    """Side of the simulated pattern in detector pixels, a size that transforms fast."""
+    return int(next_fast_len(max(geometry.pattern_shape) + 2 * options.pad_for(max(geometry.pattern_shape))))
+
+
 def canvas_origin_A(geometry: Geometry, size: int, pixel_A: float) -> NDArray[np.float64]:
     """Where the object's pixel [0, 0] lies in the scan's frame, (y, x) in Å: a window's half and the margin before the first position."""
     return np.asarray(geometry.positions_A.min(0) - (size // 2 + _MARGIN) * pixel_A, np.float64)
@@ -189,9 +202,12 @@ def probe_diameter_A(geometry: Geometry, depth_A: float = 0.0) -> float:
 
     2 max|C10 - z| alpha + 1.2 lambda / alpha (knowledge of the probe's extent; what a window has to hold).
     """
-    alpha = geometry.semiangle_mrad * 1e-3
-    blur = max(abs(geometry.defocus_A), abs(geometry.defocus_A - depth_A))
-    return 2 * blur * alpha + 1.2 * geometry.wavelength_A / alpha
+    return defocus_blur_A(geometry, depth_A) + 1.2 * geometry.wavelength_A / (geometry.semiangle_mrad * 1e-3)
+
+
+def defocus_blur_A(geometry: Geometry, depth_A: float = 0.0) -> float:
+    """Diameter of the geometric blur of the defocus, 2 max|C10 - z| alpha, the greater at entrance or exit of ``depth_A``."""
+    return 2 * max(abs(geometry.defocus_A), abs(geometry.defocus_A - depth_A)) * geometry.semiangle_mrad * 1e-3
 
 
 def check_probe_fits(geometry: Geometry, options: ModelOptions, known: Known) -> None:

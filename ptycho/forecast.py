@@ -1,0 +1,115 @@
+"""What a run will take: memory, time and space on the disk, from formulas with constants measured on runs of the package itself."""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+
+from ptycho.data import Dataset4D
+from ptycho.geometry import Geometry
+from ptycho.memory import free_bytes
+from ptycho.patterns import pixel_bytes
+from ptycho.solvers import Solver
+from ptycho.stages import options_of, seen_through, view_of
+from ptycho.start import ModelOptions, place_positions, window_px
+
+_COMPLEX, _DOUBLE = 8, 8
+#: Measured: the program with all that it imports, before it has any data.
+_PROGRAM_BYTES = 400 << 20
+#: Measured: the object, its velocity, its gradient, the copies to which a run returns, what a constraint makes of it.
+_OBJECTS = 8
+#: Waves of a chunk and, behind the last epoch, of the patterns that are compared with the model (ptycho/residual.py).
+_CHUNK_FIELDS, _CHUNK_WAVES, _COMPARED, _COMPARED_FIELDS, _COMPARED_WAVES, _COMPARED_IMAGES = 1 << 18, 5, 256, 1 << 22, 4, 9.5
+#: Freed memory that the C library keeps (ptycho/threads.py).
+_KEPT_BYTES = 256 << 20
+#: Measured: a pattern costs so many transforms of its size, and each wave and slice so many more, forth and back.
+_TRANSFORMS, _TRANSFORMS_PER_WAVE = 10.0, 9.2
+#: Measured: bytes of the run folder for each of the object's pixels in all slices, and beside them.
+_DISK_PER_PIXEL, _DISK_BYTES = 15, 3 << 20
+
+
+@dataclass(frozen=True)
+class Load:
+    """What one stage works on: the waves, the pixels of the object in all slices and states, the patterns and the batch."""
+
+    size: int
+    slices: int
+    states: int
+    modes: int
+    canvas: tuple[int, int]
+    patterns: int
+    batch: int
+
+    @classmethod
+    def of(cls, geometry: Geometry, options: ModelOptions, stage: Solver) -> Load:
+        """Of a stage of a run on these patterns."""
+        view = view_of(geometry.pattern_shape, stage.bin, stage.detector_px)
+        seen, own = seen_through(geometry, view), options_of(options, view, stage.slices, stage.probe_modes)
+        window = window_px(seen, own)
+        size, count = window * own.oversample, len(geometry.positions_A)
+        _, canvas = place_positions(geometry.positions_A * (window * seen.pixel_invA), size)
+        batch = min(stage.batch, count) or count
+        return cls(size, own.slices, own.object_states, own.probe_modes, canvas, count, batch)
+
+    @property
+    def object_pixels(self) -> int:
+        """Of all slices and states."""
+        return math.prod(self.canvas) * self.slices * self.states
+
+    @property
+    def bytes(self) -> float:
+        """Memory beside program and patterns."""
+        window = self.size**2
+        chunk = _CHUNK_FIELDS * (self.slices + self.slices / self.modes + _CHUNK_WAVES)
+        solving = _COMPLEX * (self.batch * self.slices * self.states * window + chunk + self.slices * window)
+        # In the end some patterns are modelled again, as many at a time as the fields allow.
+        waves = self.modes * self.states * window
+        compared = min(_COMPARED, self.patterns)
+        together = compared / math.ceil(compared * waves / _COMPARED_FIELDS)
+        modelled = _COMPLEX * together * (self.slices * self.states * window + _COMPARED_WAVES * waves)
+        judging = max(modelled, _COMPARED_IMAGES * _DOUBLE * together * window)
+        return _OBJECTS * _COMPLEX * self.object_pixels + max(solving, min(solving, _KEPT_BYTES) + judging)
+
+
+def peak_bytes(data: Dataset4D, options: ModelOptions, stages: Sequence[Solver], device: torch.device) -> float:
+    """Peak memory of a run on the device (of a CPU: of the whole process), to about 20 %."""
+    geometry, peak = data.geometry, 0.0
+    for stage in stages:
+        view = view_of(data.pattern_shape, stage.bin, stage.detector_px)
+        patterns = math.prod(data.pattern_shape if view is None else view.shape) * data.n_positions * pixel_bytes(data, view)
+        limit = free_bytes(device) / 2 if data.memory_GB is None else data.memory_GB * 1e9
+        peak = max(peak, (patterns if patterns < limit else 0) + Load.of(geometry, options, stage).bytes)
+    return peak + (_PROGRAM_BYTES if device.type == "cpu" else 0)
+
+
+def epoch_seconds(geometry: Geometry, options: ModelOptions, stage: Solver, device: torch.device) -> float:
+    """Time of one pass over the data, from the speed of a transform that is measured here and now (a few hundredths of a second)."""
+    load = Load.of(geometry, options, stage)
+    workers = torch.get_num_threads() if device.type == "cpu" else 1
+    waves = load.slices * load.modes * load.states
+    return len(geometry.positions_A) * (_TRANSFORMS + _TRANSFORMS_PER_WAVE * waves) * _transform_seconds(load.size, device) / workers
+
+
+def _transform_seconds(size: int, device: torch.device) -> float:
+    """The best of several: others may want the processor too."""
+    count, best = max(1, _CHUNK_FIELDS // size**2), math.inf
+    wave = torch.zeros(count, size, size, dtype=torch.complex64, device=device)
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        for _ in range(8):
+            began = time.perf_counter()
+            torch.fft.fft2(wave).sum().item()
+            best = min(best, time.perf_counter() - began)
+    finally:
+        torch.set_num_threads(threads)
+    return best / count
+
+
+def disk_bytes(geometry: Geometry, options: ModelOptions, stages: Sequence[Solver]) -> float:
+    """Size of the run folder."""
+    return _DISK_BYTES + _DISK_PER_PIXEL * max(Load.of(geometry, options, stage).object_pixels for stage in stages)
