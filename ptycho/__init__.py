@@ -39,15 +39,26 @@ _PUBLIC = {
     "Simulation": "ptycho.simulate",
     "simulate": "ptycho.simulate",
     "PtychoError": "ptycho.errors",
+    "virtual_image": "ptycho.virtual",
+    "virtual_images": "ptycho.virtual",
+    "annulus": "ptycho.virtual",
+    "segments": "ptycho.virtual",
+    "com": "ptycho.centre_of_mass",
+    "idpc": "ptycho.centre_of_mass",
+    "dcom": "ptycho.centre_of_mass",
 }
 _RENAMED = {"load": "load_result", "save": "save_result"}
 
 __all__ = [
     "EPIE", "Dataset4D", "Geometry", "Gradient", "MixedState", "PtychoError", "Recipe", "Result", "Simulation",
-    "__version__", "load", "read", "reconstruct", "save", "simulate", "write_empad", "write_hdf5",
+    "__version__", "annulus", "com", "dcom", "idpc", "load", "read", "reconstruct", "save", "segments", "simulate", "virtual_image",
+    "virtual_images", "write_empad", "write_hdf5",
 ]  # fmt: skip
 
 if TYPE_CHECKING:
+    from ptycho.centre_of_mass import com as com
+    from ptycho.centre_of_mass import dcom as dcom
+    from ptycho.centre_of_mass import idpc as idpc
     from ptycho.data import Dataset4D as Dataset4D
     from ptycho.errors import PtychoError as PtychoError
     from ptycho.geometry import Geometry as Geometry
@@ -64,6 +75,10 @@ if TYPE_CHECKING:
     from ptycho.solvers import EPIE as EPIE
     from ptycho.solvers import Gradient as Gradient
     from ptycho.solvers import MixedState as MixedState
+    from ptycho.virtual import annulus as annulus
+    from ptycho.virtual import segments as segments
+    from ptycho.virtual import virtual_image as virtual_image
+    from ptycho.virtual import virtual_images as virtual_images
 
 
 def __getattr__(name: str) -> Any:
