@@ -24,7 +24,8 @@ from ptycho.virtual import Unit, disk_radius_px, segments
 #: What of the centre of mass is no specimen: nothing, one shift of the beam, or a shift that grows along the scan.
 Descan: TypeAlias = Literal["none", "constant", "plane"]
 
-_ROUNDS, _OUTLIER = 10, 3.0
+#: Rounds without outliers, and what is one, in sigma: atoms on one side of the field must not be.
+_ROUNDS, _OUTLIER = 10, 6.0
 
 
 def com(data: Dataset4D, descan: Descan = "none") -> Field:
@@ -98,22 +99,20 @@ def in_scan_axes(data: Dataset4D, field: Field) -> Field:
 
 
 def without_descan(field: Field, descan: Descan) -> Field:
-    """The field (2, slow, fast) without the part that the beam's own movement explains: its median, or a plane through most of its points."""
+    """The field (2, slow, fast) without the part that the beam's own movement explains: its mean, or a plane, without outliers."""
     if descan == "none":
         return field
     if descan not in ("constant", "plane"):
         raise RecipeError(f'descan = "{descan}": "none", "constant" or "plane" is needed')
     if not np.isfinite(field).any():
         raise DataError("the centre of mass is nowhere known: there is no electron in any pattern")
-    if descan == "constant":
-        return field - np.nanmedian(field, axis=(1, 2), keepdims=True)
-    return np.stack([part - _plane(part) for part in field])
+    return np.stack([part - _fit(part, 1 if descan == "constant" else 3) for part in field])
 
 
-def _plane(part: Field) -> Field:
-    """The plane (slow, fast) through most points: least squares, again and again without what is more than 3 sigma (by the median) away."""
+def _fit(part: Field, terms: int) -> Field:
+    """The constant or plane (slow, fast) through most points: least squares, again and again without what is more than 6 sigma away."""
     y, x = (np.linspace(-1, 1, n) if n > 1 else np.zeros(1) for n in part.shape)
-    basis = np.stack(np.broadcast_arrays(1.0, y[:, None], x), -1).reshape(-1, 3)
+    basis = np.stack(np.broadcast_arrays(1.0, y[:, None], x), -1).reshape(-1, 3)[:, :terms]
     values = part.ravel()
     keep = np.isfinite(values)
     plane = np.zeros_like(values)

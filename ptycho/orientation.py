@@ -124,7 +124,7 @@ def _error_deg(tiles: _Moments, angle: float) -> float:
     return float(np.rad2deg(np.sqrt((len(tiles) - 1) / len(tiles) * ((off - off.mean()) ** 2).sum())))
 
 
-def disagreement(data: Dataset4D, centre_px: NDArray[np.float64]) -> str | None:
+def disagreement(data: Dataset4D, centre_px: NDArray[np.float64] | None = None) -> str | None:
     """One sentence when the curl plainly asks for another orientation than the data set's; None when it agrees or cannot tell."""
     found = orientations(data, centre_px)
     best, mirrored, now = found[0], found[4], data.preparation

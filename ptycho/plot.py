@@ -227,6 +227,7 @@ def colour_bar(axes: Axes, drawn: AxesImage, label: str) -> None:
     """Fill axes with the bar of an image."""
     bar = drawn.figure.colorbar(drawn, cax=axes)
     bar.ax.yaxis.set_major_locator(MaxNLocator(6 if label else 4, steps=[1, 2, 5, 10]))
+    bar.ax.yaxis.get_offset_text().set_fontsize(6)
     bar.set_label(label, fontsize=8, color=INK)
     bar.outline.set_visible(False)
     restrain(axes)

@@ -60,8 +60,8 @@ def weighted_sums(data: Dataset4D, masks: NDArray[np.bool_ | np.floating] | None
     with single_threaded(), ThreadPoolExecutor(workers, "sums") as pool:
         for _ in pool.map(product.add, parts):
             pass
-    total, y, x, *on_masks = product.sums.T
-    return Sums(np.array(on_masks).reshape(len(masks), -1), total.copy(), np.stack([y, x]))
+    sums = np.ascontiguousarray(product.sums.T)
+    return Sums(sums[3:], sums[0], sums[1:3])
 
 
 class _Product:
