@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
@@ -19,7 +20,7 @@ from ptycho.errors import RecipeError
 from ptycho.threads import single_threaded
 
 #: Stored bytes that are read at once, and bytes of float32 patterns that are multiplied at once.
-_READ_BYTES, _BLOCK_BYTES = 8 << 20, 3 << 19
+_READ_BYTES, _BLOCK_BYTES = 4 << 20, 2 << 20
 #: A narrow matrix product is fastest when its width is a multiple of this.
 _COLUMNS = 16
 #: float32 adds whole numbers exactly up to here.
@@ -77,20 +78,37 @@ class _Product:
         padded[: len(columns)] = columns.reshape(len(columns), -1)
         self.columns = torch.from_numpy(np.ascontiguousarray(padded.T)).float()
         self.step = max(8, _BLOCK_BYTES // (4 * pixels.size))
+        self.unchanged = data.preparation.keeps(data.source.header.dtype) and data.shifts_px is None
 
     def add(self, positions: NDArray[np.int64]) -> None:
         """The sums of these positions."""
-        data = self.data
+        data, width = self.data, self.sums.shape[1]
         stored, shifts = data.source.read(data.frames[positions]), data.shifts_of(positions)
+        buffer = torch.empty(self.step, len(self.columns)) if self.unchanged else None
         for start in range(0, len(positions), self.step):
             part = slice(start, start + self.step)
-            patterns = data.preparation.apply(stored[part], None if shifts is None else shifts[part])
-            self.sums[positions[part]] = self._product(torch.from_numpy(patterns).flatten(1))[:, : self.sums.shape[1]].numpy()
+            sums = None if buffer is None else self._of_counts(stored[part], buffer)
+            if sums is None:
+                patterns = data.preparation.apply(stored[part], None if shifts is None else shifts[part])
+                sums = self._of_patterns(torch.from_numpy(patterns).flatten(1))
+            self.sums[positions[part]] = sums[:, :width].numpy()
 
-    def _product(self, patterns: Tensor) -> Tensor:
+    def _of_counts(self, stored: NDArray[Any], buffer: Tensor) -> Tensor | None:
+        """Sums of whole counts as stored; None when one of them may be the mark of a pixel that was not measured."""
+        patterns = buffer[: len(stored)]
+        np.copyto(patterns.numpy(), stored.reshape(len(stored), -1), casting="unsafe")
+        sums = patterns @ self.columns
+        largest = float(sums[:, 0].max())
+        # Marks are the largest numbers of the type: to look for them would take as long as all the rest, and few electrons cannot hide one.
+        if stored.dtype.itemsize > 1 and largest >= np.iinfo(stored.dtype).max - 1 and bool((stored >= np.iinfo(stored.dtype).max - 1).any()):
+            return None
+        return patterns.double() @ self.columns.double() if largest >= _EXACT else sums
+
+    def _of_patterns(self, patterns: Tensor) -> Tensor:
+        """Sums of electrons (n, pixels); NaN was not measured."""
         sums = patterns @ self.columns
         largest = float(sums[:, 0].abs().max())
-        if not np.isfinite(largest):  # a pixel was not measured; to look for it in every pattern takes as long as the product
+        if not np.isfinite(largest):  # to look for it in every pattern takes as long as the product
             patterns = torch.nan_to_num(patterns, posinf=0.0, neginf=0.0)
             sums = patterns @ self.columns
             largest = float(sums[:, 0].abs().max())

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from itertools import pairwise
+
 import numpy as np
 import pytest
 
@@ -15,7 +17,7 @@ KNOWN = {"voltage_kV": 80.0, "semiangle_mrad": 20.0, "step_A": 0.5, "adu_per_ele
 
 
 def rings(data, edges, unit="px"):
-    return np.stack([annulus(data, low, high, unit) for low, high in zip(edges[:-1], edges[1:], strict=True)])
+    return np.stack([annulus(data, low, high, unit) for low, high in pairwise(edges)])
 
 
 @pytest.mark.parametrize("kind", [np.uint8, np.uint16, np.float32])
@@ -66,6 +68,17 @@ def test_the_file_the_array_and_the_threads_give_the_same_bits(disk_patterns, tm
         again = weighted_sums(other, weights, workers)
         np.testing.assert_array_equal(sums.masks, again.masks)
         np.testing.assert_array_equal(sums.moment_px, again.moment_px)
+
+
+@pytest.mark.parametrize("brightness", [1, 50])
+def test_marks_of_unmeasured_pixels_do_not_count(disk_patterns, brightness):
+    patterns = (disk_patterns * brightness).astype(np.uint16)
+    clean = weighted_sums(read(patterns, **KNOWN)).total
+    marked = patterns.copy()
+    marked[2, 3, 16, 16] = 65535
+    total = weighted_sums(read(marked, **KNOWN)).total
+    assert total[2 * 8 + 3] == clean[2 * 8 + 3] - patterns[2, 3, 16, 16]
+    np.testing.assert_array_equal(np.delete(total, 19), np.delete(clean, 19))
 
 
 def test_hot_pixels_and_missing_points_do_not_count(disk_patterns):
