@@ -6,6 +6,7 @@ are small enough for a core's cache, and their borders do not depend on where th
 
 from __future__ import annotations
 
+import threading
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any
@@ -78,24 +79,26 @@ class _Product:
         padded[: len(columns)] = columns.reshape(len(columns), -1)
         self.columns = torch.from_numpy(np.ascontiguousarray(padded.T)).float()
         self.step = max(8, _BLOCK_BYTES // (4 * pixels.size))
+        self.kept = threading.local()  # each thread converts into the same memory again and again, which stays in its cache
         self.unchanged = data.preparation.keeps(data.source.header.dtype) and data.shifts_px is None
 
     def add(self, positions: NDArray[np.int64]) -> None:
         """The sums of these positions."""
         data, width = self.data, self.sums.shape[1]
         stored, shifts = data.source.read(data.frames[positions]), data.shifts_of(positions)
-        buffer = torch.empty(self.step, len(self.columns)) if self.unchanged else None
         for start in range(0, len(positions), self.step):
             part = slice(start, start + self.step)
-            sums = None if buffer is None else self._of_counts(stored[part], buffer)
+            sums = self._of_counts(stored[part]) if self.unchanged else None
             if sums is None:
                 patterns = data.preparation.apply(stored[part], None if shifts is None else shifts[part])
                 sums = self._of_patterns(torch.from_numpy(patterns).flatten(1))
             self.sums[positions[part]] = sums[:, :width].numpy()
 
-    def _of_counts(self, stored: NDArray[Any], buffer: Tensor) -> Tensor | None:
+    def _of_counts(self, stored: NDArray[Any]) -> Tensor | None:
         """Sums of whole counts as stored; None when one of them may be the mark of a pixel that was not measured."""
-        patterns = buffer[: len(stored)]
+        if not hasattr(self.kept, "buffer"):
+            self.kept.buffer = torch.empty(self.step, len(self.columns))
+        patterns: Tensor = self.kept.buffer[: len(stored)]
         np.copyto(patterns.numpy(), stored.reshape(len(stored), -1), casting="unsafe")
         sums = patterns @ self.columns
         largest = float(sums[:, 0].max())
