@@ -44,7 +44,17 @@ def idpc(data: Dataset4D, descan: Descan = "plane", highpass_invA: float | Liter
     ``highpass_invA``: see :func:`ptycho.integrate.integrate`. Raises as ``com``, and DataError when V·Å are wanted and the voltage is not known.
     """
     factor = 1.0 if unit == "rad" else potential_VA(data)
-    return factor * integrate(com(data, descan), data.scan_step_A, highpass_invA)
+    return factor * phase_of(com(data, descan), data.scan_step_A, descan, highpass_invA)
+
+
+def phase_of(field: Field, step_A: tuple[float, float], descan: Descan, highpass_invA: float | Literal["noise"] = 0.0) -> Field:
+    """The phase (slow, fast) in rad of which a field (2, slow, fast) without its ``descan`` is the gradient; level on the whole, unless "none".
+
+    The mean of a gradient depends on the borders of the phase alone, so that to take it off tilts a crystal that ends in mid cell. How far the
+    beam itself moved is not known anyway: what is taken off is the plane through all points of the phase.
+    """
+    phase = integrate(field, step_A, highpass_invA)
+    return phase if descan == "none" else phase - _fit(phase, 3)
 
 
 def dcom(data: Dataset4D, descan: Descan = "none") -> Field:

@@ -10,10 +10,10 @@ from typing import Literal, TypeAlias
 import numpy as np
 from numpy.typing import NDArray
 
-from ptycho.centre_of_mass import Descan, in_scan_axes, on_detector, quadrants, segment_weights, without_descan
+from ptycho.centre_of_mass import Descan, in_scan_axes, on_detector, phase_of, quadrants, segment_weights, without_descan
 from ptycho.data import Dataset4D
 from ptycho.errors import DataError, PtychoError, RecipeError
-from ptycho.integrate import Field, integrate, minus_divergence
+from ptycho.integrate import Field, minus_divergence
 from ptycho.sums import Sums, weighted_sums
 from ptycho.virtual import annulus, pixels_per
 
@@ -63,7 +63,7 @@ class Looks:
 
     def integrated(self, field: Field) -> Field:
         """The phase in rad of which the field is the gradient."""
-        return integrate(field, self.data.scan_step_A, self.highpass_invA)
+        return phase_of(field, self.data.scan_step_A, self.descan, self.highpass_invA)
 
     def ring_title(self, name: str) -> str:
         """Its angles in mrad, or in radii of the disk when the voltage is not known."""

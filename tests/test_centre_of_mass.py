@@ -8,7 +8,7 @@ import torch
 from scipy.ndimage import gaussian_filter, map_coordinates
 from small import correlation, flat
 
-from ptycho.centre_of_mass import com, dcom, idpc, quadrants, segmented_com, without_descan
+from ptycho.centre_of_mass import com, dcom, idpc, phase_of, quadrants, segmented_com, without_descan
 from ptycho.errors import DataError, RecipeError
 from ptycho.geometry import interaction_parameter, raster_positions_A, wavelength_A
 from ptycho.integrate import integrate
@@ -177,6 +177,15 @@ def test_the_forward_model_has_the_same_axes():
     blurred = gaussian_filter(simulated.truth_phase, 0.5 / simulated.truth_pixel_A)
     truth = map_coordinates(blurred, simulated.positions_A.T / simulated.truth_pixel_A + middle, order=1).reshape(20, 20)
     assert correlation(flat(idpc(data)), flat(truth)) > 0.9
+
+
+def test_a_crystal_that_ends_in_mid_cell_is_level():
+    y, x = np.indices((30, 30)) * 0.1
+    truth = np.cos(2 * np.pi * y / 1.13) * np.cos(2 * np.pi * (x - 0.3) / 1.31)
+    field = np.stack(np.gradient(truth, 0.1)) / (2 * np.pi) + 0.02  # and a beam that is not in the middle
+    phase = phase_of(without_descan(field, "constant"), (0.1, 0.1), "constant")
+    left = phase - truth
+    assert abs(left[:, 20:].mean() - left[:, :10].mean()) < 0.1 and correlation(phase, truth) > 0.98
 
 
 def test_descan_is_taken_off_outliers_or_not():
