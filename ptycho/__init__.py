@@ -42,15 +42,26 @@ _PUBLIC = {
     "obf": "ptycho.direct",
     "wdd": "ptycho.direct",
     "PtychoError": "ptycho.errors",
+    "virtual_image": "ptycho.virtual",
+    "virtual_images": "ptycho.virtual",
+    "annulus": "ptycho.virtual",
+    "segments": "ptycho.virtual",
+    "com": "ptycho.centre_of_mass",
+    "idpc": "ptycho.centre_of_mass",
+    "dcom": "ptycho.centre_of_mass",
 }
 _RENAMED = {"load": "load_result", "save": "save_result"}
 
 __all__ = [
     "EPIE", "Dataset4D", "Geometry", "Gradient", "MixedState", "PtychoError", "Recipe", "Result", "Simulation",
-    "__version__", "load", "obf", "read", "reconstruct", "save", "simulate", "ssb", "wdd", "write_empad", "write_hdf5",
+    "__version__", "annulus", "com", "dcom", "idpc", "load", "obf", "read", "reconstruct", "save", "segments", "simulate", "ssb", "virtual_image",
+    "virtual_images", "wdd", "write_empad", "write_hdf5",
 ]  # fmt: skip
 
 if TYPE_CHECKING:
+    from ptycho.centre_of_mass import com as com
+    from ptycho.centre_of_mass import dcom as dcom
+    from ptycho.centre_of_mass import idpc as idpc
     from ptycho.data import Dataset4D as Dataset4D
     from ptycho.direct import obf as obf
     from ptycho.direct import ssb as ssb
@@ -70,6 +81,10 @@ if TYPE_CHECKING:
     from ptycho.solvers import EPIE as EPIE
     from ptycho.solvers import Gradient as Gradient
     from ptycho.solvers import MixedState as MixedState
+    from ptycho.virtual import annulus as annulus
+    from ptycho.virtual import segments as segments
+    from ptycho.virtual import virtual_image as virtual_image
+    from ptycho.virtual import virtual_images as virtual_images
 
 
 def __getattr__(name: str) -> Any:

@@ -76,9 +76,10 @@ class Dataset4D:
     def patterns(self, index: Index = None) -> NDArray[np.float32]:
         """Prepared patterns (n, ky, kx) in electrons at these positions (all by default); NaN where not measured."""
         numbers = np.atleast_1d(np.arange(self.n_positions)[slice(None) if index is None else index])
-        return self.preparation.apply(self.source.read(self.frames[numbers]), self._shifts(numbers))
+        return self.preparation.apply(self.source.read(self.frames[numbers]), self.shifts_of(numbers))
 
-    def _shifts(self, numbers: NDArray[np.int64]) -> NDArray[np.int64] | None:
+    def shifts_of(self, numbers: NDArray[np.int64]) -> NDArray[np.int64] | None:
+        """Window shifts (n, 2) of these positions; None when all windows are in the same place."""
         return None if self.shifts_px is None else self.shifts_px[numbers]
 
     @cached_property
@@ -110,7 +111,7 @@ class Dataset4D:
         size = max(1, _BLOCK_BYTES // max(4 * pixels, 1))  # they become float32
         for start in range(0, len(positions), size):
             chunk = positions[start : start + size]
-            yield chunk, self.preparation.electrons(self.source.read(self.frames[chunk]), self._shifts(chunk))
+            yield chunk, self.preparation.electrons(self.source.read(self.frames[chunk]), self.shifts_of(chunk))
 
     @cached_property
     def beam_electrons(self) -> float:
@@ -184,16 +185,41 @@ class Dataset4D:
             aberrations=parse_aberrations(self._coefficients()),
         )
 
-    def _turned_positions(self) -> NDArray[np.float64]:
-        rotation = float(self._value("rotation_deg", 0.0))
-        affine = self._value("affine", _IDENTITY)
-        if self.positions_A is None:
-            raster = raster_positions_A(self.scan_shape, self.calibration["step_A"].value, rotation, affine)
-            return raster if self.points is None else raster[self.points]
+    @property
+    def scan_axes(self) -> NDArray[np.float64]:
+        """(2, 2): rows are where one step along the slow and the fast axis of the nominal scan goes, (y, x) in the detector's axes.
+
+        Positions are r = s @ scan_axes, so a gradient in scan axes is scan_axes @ (the gradient in the detector's axes).
+        """
         # A raster of two unit vectors gives the linear map, so that the convention stays in one place.
-        corners = raster_positions_A((2, 2), (1.0, 1.0), rotation, affine)
-        linear = np.stack([corners[2] - corners[0], corners[1] - corners[0]])
-        turned: NDArray[np.float64] = self.positions_A @ linear
+        corners = raster_positions_A((2, 2), (1.0, 1.0), float(self._value("rotation_deg", 0.0)), self._value("affine", _IDENTITY))
+        return np.stack([corners[2] - corners[0], corners[1] - corners[0]])
+
+    def check_raster(self) -> None:
+        """Raise DataError when the positions are a list, of which no image can be made."""
+        if self.positions_A is not None:
+            raise DataError(f"{self.name}: the positions are a list, not a raster; for images give [scan] shape and step_A, and no positions_file")
+
+    def on_raster(self, values: NDArray[Any]) -> NDArray[np.float64]:
+        """Values (..., N) of the positions as images (..., slow, fast); NaN at points of the raster that have no pattern."""
+        images = np.full((*values.shape[:-1], self.scan_shape[0] * self.scan_shape[1]), np.nan)
+        images[..., slice(None) if self.points is None else self.points] = values
+        return images.reshape(*values.shape[:-1], *self.scan_shape)
+
+    @property
+    def scan_step_A(self) -> tuple[float, float]:
+        """Nominal (slow, fast) step in Å. Raises DataError when it is not known, or when the positions are a list."""
+        self.check_raster()
+        self._need("step_A")
+        slow, fast = np.broadcast_to(self.calibration["step_A"].value, 2)
+        return float(slow), float(fast)
+
+    def _turned_positions(self) -> NDArray[np.float64]:
+        if self.positions_A is None:
+            axes = (float(self._value("rotation_deg", 0.0)), self._value("affine", _IDENTITY))
+            raster = raster_positions_A(self.scan_shape, self.calibration["step_A"].value, *axes)
+            return raster if self.points is None else raster[self.points]
+        turned: NDArray[np.float64] = self.positions_A @ self.scan_axes
         return turned
 
     def _coefficients(self) -> dict[str, float]:
@@ -241,7 +267,7 @@ class Dataset4D:
             points=points if self.positions_A is None else None,
             scan_shape=self.scan_shape if self.positions_A is None else (1, len(keep)),
             positions_A=None if self.positions_A is None else self.positions_A[keep],
-            shifts_px=self._shifts(keep),
+            shifts_px=self.shifts_of(keep),
         )
 
     def without_bad_frames(self) -> Dataset4D:

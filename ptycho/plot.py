@@ -71,7 +71,7 @@ def phase_png(result: Result) -> bytes:
     """phase.png: the summed phase of the scanned field and, when there are several slices, up to six of them below; a PNG file."""
     phase = _scanned(result)
     shown = _evenly_spaced(len(phase)) if len(phase) > 1 else []
-    width, height = _fitted(phase.shape[1:], 5.1, 7.6)
+    width, height = fitted(phase.shape[1:], 5.1, 7.6)
     columns = max(len(shown), 3)
     tile = (width - _GAP * (columns - 1)) / columns
     tile_height = tile * height / width
@@ -86,7 +86,7 @@ def phase_png(result: Result) -> bytes:
         drawn = _show_image(axes, phase[number], result.pixel_A, limits)
         axes.set_title(f"z = {depth[number]:.3g} Å", fontsize=6.5, color=INK, pad=3)
         if i == len(shown) - 1:
-            _colour_bar(page.place(0.12 + i * (tile + _GAP) + tile + 0.06, height + 0.42, 0.1, tile_height), drawn, "")
+            colour_bar(page.place(0.12 + i * (tile + _GAP) + tile + 0.06, height + 0.42, 0.1, tile_height), drawn, "")
     return page.png()
 
 
@@ -95,22 +95,22 @@ def overview_png(look: Overview, title: str, step_A: float | None) -> bytes:
     page = Page(11.2, 4.1)
     page.text(0.15 / 11.2, 1 - 0.14 / 4.1, title, fontsize=8.5, color=INK, va="top")
     mean = np.sqrt(np.nan_to_num(look.mean_pattern).clip(0))
-    left = page.place(0.15, 0.62, *_fitted(mean.shape, 3.0, 3.0))
+    left = page.place(0.15, 0.62, *fitted(mean.shape, 3.0, 3.0))
     _show_image(left, mean, 1.0, (0.0, float(mean.max()) or 1.0))
     left.set_title("mean pattern (square root of electrons)", fontsize=7.5, color=INK, pad=4, loc="left")
     if look.disk is not None:
         left.add_patch(Circle((look.disk[1] + 0.5, look.disk[0] + 0.5), look.disk[2], fill=False, edgecolor="white", linewidth=0.6, linestyle=":"))
     known = look.bright_field[np.isfinite(look.bright_field)]
     limits = robust_limits(known) if known.size else (0.0, 1.0)
-    width, height = _fitted(look.bright_field.shape, 3.0, 3.0)
+    width, height = fitted(look.bright_field.shape, 3.0, 3.0)
     middle = page.place(3.45, 0.62, width, height)
     pixel_A = look.stride * (step_A or 1.0)
     drawn = _show_image(middle, look.bright_field, pixel_A, limits)
     if step_A is not None:
-        _scale_bar(middle, look.bright_field.shape[1] * pixel_A, width, height)
+        scale_bar(middle, look.bright_field.shape[1] * pixel_A, width, height)
     coarse = "" if look.stride == 1 else f", every {look.stride}th point"
     middle.set_title(f"bright field{coarse}", fontsize=7.5, color=INK, pad=4, loc="left")
-    _colour_bar(page.place(3.45 + width + 0.06, 0.62, 0.14, height), drawn, "electrons in the disk")
+    colour_bar(page.place(3.45 + width + 0.06, 0.62, 0.14, height), drawn, "electrons in the disk")
     right = page.place(8.05, 0.75, 2.95, 2.65)
     right.stairs(look.counts, look.edges, color="#b5367a", fill=True)
     right.set_yscale("log")
@@ -141,7 +141,7 @@ def _evenly_spaced(slices: int) -> list[int]:
     return sorted({round(i) for i in np.linspace(0, slices - 1, min(slices, _MAX_SLICES))})
 
 
-def _fitted(shape: tuple[int, ...], width: float, height: float) -> tuple[float, float]:
+def fitted(shape: tuple[float, ...], width: float, height: float) -> tuple[float, float]:
     """Width and height of an image (y, x) that fills a box as far as its aspect allows; a line scan is made high enough to be seen."""
     scale = min(width / shape[1], height / shape[0])
     return max(scale * shape[1], 0.5), max(scale * shape[0], 0.5)
@@ -152,11 +152,11 @@ def image_with_bar(
 ) -> Axes:
     """An image with scale bar and colour bar at ``corner`` (left, top), as large as ``box`` (width, height) allows, in inches."""
     left, top = corner
-    width, height = _fitted(image.shape, *box)
+    width, height = fitted(image.shape, *box)
     axes = page.place(left, top, width, height)
     drawn = _show_image(axes, image, pixel_A, limits)
-    _scale_bar(axes, image.shape[1] * pixel_A, width, height)
-    _colour_bar(page.place(left + width + 0.06, top, 0.14, height), drawn, label)
+    scale_bar(axes, image.shape[1] * pixel_A, width, height)
+    colour_bar(page.place(left + width + 0.06, top, 0.14, height), drawn, label)
     return axes
 
 
@@ -223,9 +223,11 @@ def _show_image(axes: Axes, image: Image, pixel_A: float, limits: Limits) -> Axe
     return axes.imshow(image, cmap=MAP, vmin=limits[0], vmax=limits[1], extent=(0, width, height, 0), aspect="auto", interpolation=interpolation)
 
 
-def _colour_bar(axes: Axes, drawn: AxesImage, label: str) -> None:
+def colour_bar(axes: Axes, drawn: AxesImage, label: str) -> None:
+    """Fill axes with the bar of an image."""
     bar = drawn.figure.colorbar(drawn, cax=axes)
     bar.ax.yaxis.set_major_locator(MaxNLocator(6 if label else 4, steps=[1, 2, 5, 10]))
+    bar.ax.yaxis.get_offset_text().set_fontsize(6)
     bar.set_label(label, fontsize=8, color=INK)
     bar.outline.set_visible(False)
     restrain(axes)
@@ -239,7 +241,8 @@ def restrain(axes: Axes) -> None:
         spine.set_edgecolor("#999999")
 
 
-def _scale_bar(axes: Axes, width_A: float, width_in: float, height_in: float) -> None:
+def scale_bar(axes: Axes, width_A: float, width_in: float, height_in: float) -> None:
+    """A bar of a round length, and that length, in the lower left corner of axes of this size."""
     length = scale_bar_length_A(width_A)
     label = f"{length / 10:g} nm" if length >= 10 else f"{length:g} Å"
     outline = [withStroke(linewidth=2, foreground="black", alpha=0.6)]

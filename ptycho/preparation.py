@@ -34,6 +34,12 @@ class Preparation:
     bin: int = 1
     mask: NDArray[np.bool_] | None = None
 
+    def keeps(self, stored: np.dtype[Any]) -> bool:
+        """True when unsigned counts are patterns as they are stored, but for the marks of what was not measured."""
+        images = (self.dark, self.gain, self.bad_pixels, self.saturation, self.box)
+        turned = self.transpose or self.flip_rows or self.flip_columns
+        return stored.kind in "bu" and all(image is None for image in images) and not turned and self.bin == 1 and self.adu_per_electron == 1
+
     def turned_shape(self, frame_shape: tuple[int, int]) -> tuple[int, int]:
         """(ky, kx) of a frame after transposition."""
         return (frame_shape[1], frame_shape[0]) if self.transpose else frame_shape

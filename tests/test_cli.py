@@ -20,7 +20,7 @@ import ptycho
 from ptycho.errors import DivergedError
 from ptycho.io.source import BinarySource
 
-VERBS = ("reconstruct", "info", "simulate")
+VERBS = ("reconstruct", "info", "image", "simulate")
 
 
 @pytest.fixture

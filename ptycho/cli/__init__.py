@@ -12,6 +12,7 @@ import typer
 from ptycho import __version__
 from ptycho.cli.check import check
 from ptycho.cli.convert import convert
+from ptycho.cli.image import image
 from ptycho.cli.info import info
 from ptycho.cli.reconstruct import reconstruct
 from ptycho.cli.simulate import simulate
@@ -36,6 +37,7 @@ app = typer.Typer(
 app.command(short_help="Reconstruct a recipe, a data file, or the demo.")(reconstruct)
 app.command(short_help="What is in a file, and what is missing.")(info)
 app.command(short_help="Is all well with a run, before it begins?")(check)
+app.command(short_help="Virtual detectors, CoM, DPC and iDPC as pictures.")(image)
 app.command(short_help="Write a data set as one HDF5 file.")(convert)
 app.command(short_help="Write a data set with known truth.")(simulate)
 

@@ -1,7 +1,8 @@
-"""Masks, dark and gain images."""
+"""Single images: masks, dark and gain that are read, pictures that are written."""
 
 from __future__ import annotations
 
+import io
 import os
 from pathlib import Path
 from typing import Any
@@ -34,3 +35,23 @@ def _load_tiff(path: Path) -> NDArray[Any]:
     finally:
         source.close()
     return images[0] if len(images) == 1 else images
+
+
+def image_tiff(image: NDArray[Any], step_A: tuple[float, float], unit: str) -> bytes:
+    """A float32 TIFF file of an image (y, x) with ImageJ's scale in Å for each axis; ``unit`` of the values is in its description.
+
+    ImageJ shows it between the 0.1 and 99.9 percentiles.
+    """
+    import tifffile  # late: reading a mask needs none of it
+
+    known = image[np.isfinite(image)]
+    low, high = np.percentile(known, (0.1, 99.9)) if known.size else (0.0, 1.0)
+    metadata = {"axes": "YX", "unit": _ascii("Å"), "Info": f"values in {_ascii(unit)}", "min": float(low), "max": float(high)}
+    content = io.BytesIO()
+    tifffile.imwrite(content, image.astype(np.float32), imagej=True, resolution=(1 / step_A[1], 1 / step_A[0]), metadata=metadata)
+    return content.getvalue()
+
+
+def _ascii(text: str) -> str:
+    """As ImageJ escapes it: its header is ASCII."""
+    return "".join(letter if letter.isascii() else f"\\u{ord(letter):04X}" for letter in text)

@@ -91,16 +91,20 @@ def read_strided(file: FileIO, path: Path, places: tuple[int, int, int], first: 
     """Fill ``out`` (n, ...) with records ``first`` and on, of ``places`` = (offset of the first, stride, bytes of each that count)."""
     offset, stride, used_bytes = places
     wanted = (len(out) - 1) * stride + used_bytes
-    buffer = bytearray(len(out) * stride)
     start, done = offset + first * stride, 0
+    # Records that touch each other need no copy: they are read to where they belong.
+    direct = stride == used_bytes and out.flags.c_contiguous and out.nbytes == wanted
+    buffer = out.reshape(-1).view(np.uint8) if direct else np.empty(len(out) * stride, np.uint8)
+    view = memoryview(buffer)  # type: ignore[arg-type]
     file.seek(start)
     while done < wanted:
-        got = file.readinto(memoryview(buffer)[done:wanted])
+        got = file.readinto(view[done:wanted])
         if not got:
             raise DataError(f"{path}: the file ends at byte {start + done}, in frame {first + done // stride}; has it been cut?")
         done += got
-    used = np.frombuffer(buffer, np.uint8).reshape(len(out), stride)[:, :used_bytes]
-    out[:] = np.ascontiguousarray(used).view(out.dtype).reshape(out.shape)
+    if not direct:
+        used = buffer.reshape(len(out), stride)[:, :used_bytes]
+        out[:] = np.ascontiguousarray(used).view(out.dtype).reshape(out.shape)
 
 
 class ArraySource:

@@ -1,0 +1,109 @@
+"""``ptycho image``: what the data show at once, before any reconstruction."""
+
+from __future__ import annotations
+
+from enum import StrEnum
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from ptycho.cli.arguments import numbers, recipe_for
+
+if TYPE_CHECKING:
+    from ptycho.data import Dataset4D
+    from ptycho.pictures import Looks, Picture
+
+CONTACT_SHEET = "contact_sheet.png"
+Number = float | None
+
+
+class Descan(StrEnum):
+    """What of the centre of mass the beam's own movement explains."""
+
+    none = "none"
+    constant = "constant"
+    plane = "plane"
+
+
+def image(
+    source: Annotated[str, typer.Argument(metavar="RECIPE|FILE", help="A recipe.toml or a 4D-STEM file.")],
+    output: Annotated[Path, typer.Option("-o", "--output", metavar="DIR", help="For the pictures.")] = Path("images"),
+    only: Annotated[str | None, typer.Option("--only", metavar="NAMES", help="As in bf,idpc; default: all.")] = None,
+    set_: Annotated[list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="As in --set data.bin=2; repeatable.")] = None,
+    descan: Annotated[Descan, typer.Option(help="Taken off the centre of mass.")] = Descan.plane,
+    highpass: Annotated[str, typer.Option("--highpass", metavar="1/Å|noise", help="Hold back low frequencies of iDPC.")] = "0",
+    voltage_kV: Annotated[Number, typer.Option("--voltage-kV", metavar="KV", help="Acceleration voltage.")] = None,
+    semiangle_mrad: Annotated[Number, typer.Option("--semiangle-mrad", metavar="MRAD", help="Convergence semi-angle.")] = None,
+    scan_shape: Annotated[str | None, typer.Option("--scan-shape", metavar="SLOW,FAST", help="Scan points: 48,48.")] = None,
+    step_A: Annotated[str | None, typer.Option("--step-A", metavar="Å", help="Scan step, or slow,fast.")] = None,
+    rotation_deg: Annotated[Number, typer.Option("--rotation-deg", metavar="DEG", help="Scan relative to detector.")] = None,
+    pixel_invA: Annotated[Number, typer.Option("--pixel-invA", metavar="1/Å", help="Detector pixel (default: from the disk).")] = None,
+    flip_rows: Annotated[bool | None, typer.Option("--flip-rows/--no-flip-rows", help="Patterns upside down (EMPAD: yes).")] = None,
+    flip_columns: Annotated[bool, typer.Option("--flip-columns", help="Patterns left to right.")] = False,
+    transpose: Annotated[bool, typer.Option("--transpose", help="Swap rows and columns, before the flips.")] = False,
+    threads: Annotated[int, typer.Option(min=0, metavar="N", show_default=False, help="CPU threads (0: all cores).")] = 0,
+) -> None:
+    """Virtual detectors, CoM, DPC, iDPC and dCoM as TIFF and PNG, and contact_sheet.png with all of them."""
+    given = {
+        "microscope.voltage_kV": voltage_kV, "microscope.semiangle_mrad": semiangle_mrad, "scan.shape": numbers(scan_shape, "--scan-shape"),
+        "scan.step_A": numbers(step_A, "--step-A"), "scan.rotation_deg": rotation_deg, "detector.pixel_invA": pixel_invA,
+        "data.flip_rows": flip_rows, "data.flip_columns": flip_columns or None, "data.transpose": transpose or None,
+    }  # fmt: skip
+    settings = [f"{key}={str(value).lower() if isinstance(value, bool) else value}" for key, value in given.items() if value is not None]
+    held = highpass if highpass == "noise" else numbers(highpass, "--highpass")
+    data = recipe_for(source, settings + (set_ or [])).read()
+    look = _look(data, descan.value, held, threads)
+    from ptycho.pictures import make_pictures
+
+    pictures, missing = make_pictures(look, only.split(",") if only else ())
+    hint = _orientation_hint(look)
+    notes = [f"no {name}: {why}" for name, why in missing] + ([hint] if hint else [])
+    _write(output, data, pictures, notes)
+    for line in (*data.warnings, *notes):
+        typer.echo(f"  {line}")
+    typer.echo(f"{len(pictures)} pictures: {output / CONTACT_SHEET}")
+
+
+def _look(data: Dataset4D, descan: Any, highpass_invA: Any, threads: int) -> Looks:
+    import torch
+
+    from ptycho.pictures import Looks
+
+    if threads > 0:
+        torch.set_num_threads(threads)
+    return Looks(data, descan, highpass_invA)
+
+
+def _write(output: Path, data: Dataset4D, pictures: list[Picture], notes: list[str]) -> None:
+    """Every picture as TIFF and PNG, and the sheet; each file is replaced only by a complete one."""
+    from ptycho.errors import DataError, OutputError
+    from ptycho.io.files import replace_file
+    from ptycho.io.images import image_tiff
+    from ptycho.plot_pictures import contact_sheet_png, picture_png
+
+    try:
+        step_A = data.scan_step_A
+    except DataError:
+        step_A = None
+    try:
+        output.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise OutputError(f"{output}: {error.strerror or error}; give a folder that can be written with -o") from None
+    for picture in pictures:
+        replace_file(output / f"{picture.name}.tif", image_tiff(picture.image, step_A or (1.0, 1.0), picture.unit))
+        replace_file(output / f"{picture.name}.png", picture_png(picture, step_A))
+    scan, pattern = (f"{a} x {b}" for a, b in (data.scan_shape, data.pattern_shape))
+    headline = f"{data.name}   ·   {scan} patterns of {pattern} px"
+    replace_file(output / CONTACT_SHEET, contact_sheet_png(pictures, step_A, headline, notes))
+
+
+def _orientation_hint(look: Looks) -> str | None:
+    """What the curl of the centre of mass says of the detector's orientation, when that is plain and not what the data set says."""
+    from ptycho.errors import PtychoError
+    from ptycho.orientation import disagreement
+
+    try:
+        return disagreement(look.data, look.sums.centre_px)
+    except PtychoError:
+        return None
