@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 
 from ptycho.centre_of_mass import Descan, in_scan_axes, on_detector, phase_of, quadrants, segment_weights, without_descan
 from ptycho.data import Dataset4D
+from ptycho.direct import ssb
 from ptycho.errors import DataError, PtychoError, RecipeError
 from ptycho.integrate import Field, minus_divergence
 from ptycho.sums import Sums, weighted_sums
@@ -140,6 +141,7 @@ KINDS: tuple[Kind, ...] = (
     Kind("dpc_y", "DPC of quadrants, slow axis", "1/Å", "signed", lambda look: look.dpc()[0]),
     Kind("dpc_x", "DPC of quadrants, fast axis", "1/Å", "signed", lambda look: look.dpc()[1]),
     Kind("idpc_quadrants", "iDPC of quadrants", "rad", "phase", lambda look: look.integrated(look.dpc())),
+    Kind("ssb", "SSB (single side band)", "rad", "phase", lambda look: ssb(look.data).phase.astype(np.float64)),
 )
 
 
