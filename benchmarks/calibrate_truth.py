@@ -15,8 +15,8 @@ from dataclasses import replace
 import numpy as np
 
 import ptycho
-from ptycho.calibrate import calibrate
-from ptycho.orientation import Orientation, angle_between_deg, turn
+from ptycho.calibration import calibrate
+from ptycho.pose import Pose, angle_between_deg, turn
 from ptycho.preparation import Preparation
 from ptycho.simulate import Simulation, simulate
 
@@ -30,7 +30,8 @@ SETS = {
     ),
     "low": Simulation(scan_shape=(40, 40), step_A=0.7, defocus_A=300.0, pattern_px=64, pixel_invA=1 / 24, dose_e_per_A2=3e3),
     "astigmatic": Simulation(
-        scan_shape=(28, 28), step_A=0.7, defocus_A=180.0, pattern_px=48, pixel_invA=1 / 18, dose_e_per_A2=1e5, aberrations={"C12": 30.0, "phi12_deg": 25.0},
+        scan_shape=(28, 28), step_A=0.7, defocus_A=180.0, pattern_px=48, pixel_invA=1 / 18, dose_e_per_A2=1e5,
+        aberrations={"C12": 30.0, "phi12_deg": 25.0},
     ),
 }  # fmt: skip
 
@@ -46,7 +47,7 @@ def main() -> None:
         for rotation in map(float, arguments.rotations.split(",")):
             simulated = simulate(replace(SETS[name], rotation_deg=rotation))
             for flips in list(itertools.product((False, True), repeat=3))[: arguments.flips]:
-                ok, is_sure = one(name, simulated, Orientation(*flips))
+                ok, is_sure = one(name, simulated, Pose(*flips))
                 right, sure, done = right + ok, sure + is_sure, done + 1
         print(f"{name}: {right} of {done} right, {sure} sure", flush=True)
 
@@ -60,7 +61,7 @@ def one(name, simulated, flips):
     began = time.perf_counter()
     found = calibrate(data)
     seconds = time.perf_counter() - began
-    away = angle_between_deg(found.orientation.matrix, flips.flips @ turn(s.rotation_deg))
+    away = angle_between_deg(found.pose.matrix, flips.flips @ turn(s.rotation_deg))
     middle = s.defocus_A - simulated.thickness_A / 2
     error = found.defocus_A - middle
     # A flip of an even number of pixels puts the centre one pixel off; reading may have moved the window after it.

@@ -29,6 +29,8 @@ _PUBLIC = {
     "load": "ptycho.io.result_file",
     "save": "ptycho.io.result_file",
     "reconstruct": "ptycho.pipeline",
+    "calibrate": "ptycho.calibration",
+    "parallax": "ptycho.tilt_corrected",
     "Recipe": "ptycho.recipe",
     "Result": "ptycho.result",
     "Dataset4D": "ptycho.data",
@@ -44,10 +46,11 @@ _RENAMED = {"load": "load_result", "save": "save_result"}
 
 __all__ = [
     "EPIE", "Dataset4D", "Geometry", "Gradient", "MixedState", "PtychoError", "Recipe", "Result", "Simulation",
-    "__version__", "load", "read", "reconstruct", "save", "simulate", "write_empad", "write_hdf5",
+    "__version__", "calibrate", "load", "parallax", "read", "reconstruct", "save", "simulate", "write_empad", "write_hdf5",
 ]  # fmt: skip
 
 if TYPE_CHECKING:
+    from ptycho.calibration import calibrate as calibrate
     from ptycho.data import Dataset4D as Dataset4D
     from ptycho.errors import PtychoError as PtychoError
     from ptycho.geometry import Geometry as Geometry
@@ -64,6 +67,7 @@ if TYPE_CHECKING:
     from ptycho.solvers import EPIE as EPIE
     from ptycho.solvers import Gradient as Gradient
     from ptycho.solvers import MixedState as MixedState
+    from ptycho.tilt_corrected import parallax as parallax
 
 
 def __getattr__(name: str) -> Any:

@@ -1,103 +1,111 @@
-"""What a calibration says: answers with their sources, how sure they are, and the candidates that were compared."""
+"""Calibration of a data set by itself: centre, pixel, flips, rotation, defocus and astigmatism, with what it cannot tell.
+
+Three witnesses look at different sides of the data: the displacements of the bright-field images (:mod:`ptycho.shifts`), the curl of the
+centre of mass (:mod:`ptycho.curl`), and the likelihood of a weak phase object (:mod:`ptycho.weak_phase`), which has the sharpest maximum and makes
+the estimate. The best guesses of either handedness and of either sign are then judged by short reconstructions (:mod:`ptycho.trial`).
+
+What no diffraction data of a thin object can tell: the scan turned by 180 degrees, with all aberrations reversed, gives the same patterns for the
+object turned and its phase negated (take the complex conjugate of the exit wave: I(k) of psi is I(-k) of psi*). Only that atoms
+have positive phases decides: sparse, positive peaks have a positive skewness. An object as often above its mean as below leaves this open.
+"""
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
-from typing import Any
+import math
+from dataclasses import replace
 
-from ptycho.orientation import Orientation
-from ptycho.survey import Disk
+import numpy as np
+
+from ptycho.answers import Calibration
+from ptycho.bright_field import BrightField, bright_field
+from ptycho.curl import fit_curl
+from ptycho.data import Dataset4D
+from ptycho.errors import DataError
+from ptycho.frames import Quantity
+from ptycho.geometry import wavelength_A
+from ptycho.shifts import fit_shifts
+from ptycho.start import ModelOptions
+from ptycho.survey import measure_disk
+from ptycho.trial import Trials
+from ptycho.verdict import BELIEVED, Guess, Witnesses, entrance_A, is_twin, report
+from ptycho.weak_phase import Optics, WeakPhase, scan_optics
+
+#: What calibrate asks the data for, and forgets of what it was told.
+_ASKED = ("rotation_deg", "affine", "defocus_A", "aberrations")
 
 
-@dataclass(frozen=True)
-class Answer:
-    """One question's answer: the recipe's ``name``, its value and unit, how it was found, and why it is not sure ("" when it is)."""
+def calibrate(data: Dataset4D, options: ModelOptions | None = None, workers: int = 1) -> Calibration:
+    """Find what the data say of their own geometry; voltage, semiangle (or the detector pixel) and step have to be known.
 
-    name: str
-    value: Any
-    unit: str
-    source: str
-    unsure: str = ""
-
-    @property
-    def sure(self) -> bool:
-        """Whether the data can tell."""
-        return not self.unsure
-
-
-@dataclass(frozen=True)
-class Candidate:
-    """One guess of orientation and defocus and how well it does.
-
-    ``explained`` is the share of the bright-field signal that it explains as a weak phase object; ``skewness`` that of the phase then, positive for
-    atoms; ``deviance`` per pixel of held-out patterns after a short reconstruction, and ``z`` by how many standard errors the first
-    candidate is better (None: not tried).
+    ``options`` are the recipe's [model]: with slices, short reconstructions have them too and the defocus refers to the entrance surface.
+    What ``data`` were told of rotation, affine map, defocus and aberrations is not used. Raises DataError when something needed is
+    missing, there is no raster or no bright-field disk.
     """
-
-    orientation: Orientation
-    defocus_A: float
-    explained: float
-    skewness: float
-    deviance: float | None = None
-    z: float | None = None
-
-
-@dataclass(frozen=True)
-class Calibration:
-    """The answers, the ranked candidates (the chosen one first), and what they were taken from.
-
-    ``answers`` are in the recipe's order; ``disk`` is that of the prepared pattern, in its pixels; ``aberrations`` are named as in a recipe, in
-    the frame of ``orientation``, without the defocus. ``notes`` are what else should be known.
-    """
-
-    answers: tuple[Answer, ...]
-    candidates: tuple[Candidate, ...]
-    disk: Disk
-    pixel_invA: float
-    semiangle_mrad: float
-    orientation: Orientation
-    defocus_A: float
-    aberrations: dict[str, float]
-    electrons_per_pattern: float
-    dose_e_per_A2: float
-    notes: tuple[str, ...] = field(default=())
-
-    @property
-    def sure(self) -> bool:
-        """Whether every question is settled."""
-        return all(answer.sure for answer in self.answers)
-
-    @property
-    def open_questions(self) -> tuple[str, ...]:
-        """What the data cannot tell, and why."""
-        return tuple(dict.fromkeys(answer.unsure for answer in self.answers if answer.unsure))
-
-    @property
-    def verdict(self) -> str:
-        """ "sure", or "unsure: " and why."""
-        return "sure" if self.sure else "unsure: " + "; ".join(self.open_questions)
-
-    def __str__(self) -> str:
-        rows = [(a.name, _text(a), a.source + ("" if a.sure else "  (unsure)")) for a in self.answers]
-        name, value = (max(len(row[i]) for row in rows) for i in (0, 1))
-        lines = [f"  {row[0]:<{name}}  {row[1]:<{value}}  {row[2]}" for row in rows]
-        lines += ["", "Candidates, ranked", f"  {'defocus':>10}  {'explained':>9}  {'skewness':>8}  {'held out':>9}  {'z':>6}  orientation"]
-        lines += [_row(candidate) for candidate in self.candidates]
-        return "\n".join(["Found", *lines, *(["", "Notes", *(f"  {n}" for n in self.notes)] if self.notes else []), "", f"Verdict: {self.verdict}"])
+    options = options or ModelOptions()
+    plain = _forgetful(data)
+    disk = measure_disk(np.where(plain.mask, plain.survey().mean_pattern, np.nan))
+    if disk is None:
+        raise DataError(f"{data.name}: no bright-field disk in the mean pattern; check the crop and the mask")
+    bright = bright_field(plain)
+    witnesses = Witnesses(fit_shifts(bright, 1 / plain.pixel_invA.value), fit_curl(bright))
+    weak = WeakPhase(bright)
+    best, other = _best_of_each_handedness(bright, weak, witnesses)
+    guesses = _tried(plain, options, _with_signs(weak, bright, best, other), workers)
+    return report(data, plain, disk, guesses, witnesses, weak, options)
 
 
-def _text(answer: Answer) -> str:
-    value = answer.value
-    if isinstance(value, bool):
-        return "yes" if value else "no"
-    if isinstance(value, dict):
-        return ", ".join(f"{key} = {number:.4g}" for key, number in value.items())
-    if isinstance(value, tuple):
-        return ", ".join(f"{number:.2f}" for number in value) + f" {answer.unit}"
-    return f"{value:.6g} {answer.unit}".strip()
+def _forgetful(data: Dataset4D) -> Dataset4D:
+    """The data without what is asked of them, and with a semiangle from the disk when only the pixel is known."""
+    known = {name: value for name, value in data.calibration.items() if name not in _ASKED}
+    plain = replace(data, calibration=known, warnings=[])
+    if "semiangle_mrad" not in known and "voltage_kV" in known and ("pixel_invA" in known or "pixel_mrad" in known):
+        semiangle = plain.disk_radius_px * plain.pixel_invA.value * wavelength_A(known["voltage_kV"].value) * 1e3
+        source = f"estimate: bright-field disk of {plain.disk_radius_px:.2f} px radius"
+        plain = replace(plain, calibration=known | {"semiangle_mrad": Quantity(semiangle, "mrad", source, trusted=False)})
+    return plain
 
 
-def _row(c: Candidate) -> str:
-    deviance = "-" if c.deviance is None else f"{c.deviance:.4f}"
-    z = "-" if c.z is None else f"{c.z:.1f}"
-    return f"  {c.defocus_A:>8.0f} Å  {c.explained:>9.3f}  {c.skewness:>+8.2f}  {deviance:>9}  {z:>6}  {c.orientation}"
+def _best_of_each_handedness(bright: BrightField, weak: WeakPhase, witnesses: Witnesses) -> tuple[Optics, Optics]:
+    """The optics that explain most, and the best ones of the other handedness."""
+    starts = [Optics.of(s.orientation, -s.underfocus_A2 / bright.wavelength_A) for s in witnesses.shifts]
+    starts += [Optics.of(curl.orientation, 0.0) for curl in witnesses.curls]
+    starts += scan_optics(bright)
+    fits = [weak.fit(start, astigmatic=False) for start in starts]
+    found = []
+    for mirrored in (False, True):
+        _, optics = max((fit for fit in fits if fit[1].mirrored == mirrored), key=lambda fit: fit[0])
+        found.append(weak.fit(optics))
+    found.sort(key=lambda fit: -fit[0])
+    return found[0][1], found[1][1]
+
+
+def _with_signs(weak: WeakPhase, bright: BrightField, best: Optics, other: Optics) -> list[Guess]:
+    """The guesses to try: each handedness with either sign, and the best one with the aberrations alone reversed."""
+    guesses = []
+    for optics in (best, other):
+        explained, skewness = weak.explained(optics), weak.skewness(optics)
+        guesses += [Guess(optics, explained, skewness), Guess(optics.twin, explained, -skewness)]
+        guesses[-2:] = sorted(guesses[-2:], key=lambda guess: -guess.skewness)
+    leader = guesses[0].optics
+    reversed_ = replace(leader, C10_A=-leader.C10_A, C12a_A=-leader.C12a_A, C12b_A=-leader.C12b_A)
+    if abs(leader.C10_A) > 0.5 * weak.radian_A:
+        guesses.append(Guess(reversed_, weak.explained(reversed_), weak.skewness(reversed_)))
+    return guesses
+
+
+def _tried(data: Dataset4D, options: ModelOptions, guesses: list[Guess], workers: int) -> list[Guess]:
+    """The guesses with short reconstructions, the best first: the handedness by likelihood, the sign by what is significant."""
+    widest = max((guess.optics for guess in guesses), key=lambda optics: abs(optics.C10_A))
+    entrance = entrance_A(options)
+    trials = Trials(data, options, replace(widest, C10_A=-abs(widest.C10_A) - entrance).aberrations, workers)
+    tried = []
+    for guess in guesses:
+        optics = replace(guess.optics, C10_A=guess.optics.C10_A - entrance)
+        tried.append(replace(guess, trial=trials.run(optics.orientation, optics.aberrations)))
+    tried.sort(key=lambda guess: guess.trial.deviance if guess.trial else math.inf)
+    first = tried[0]
+    twin = next((g for g in tried[1:] if is_twin(first, g)), None)
+    if twin is not None and twin.skewness > 0 and first.trial and twin.trial and first.trial.z_against(twin.trial) < BELIEVED:
+        tried.remove(twin)
+        tried.insert(0, twin)
+    return tried

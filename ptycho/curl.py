@@ -1,7 +1,7 @@
 """The turn of the scan from the centre of mass: the field of a potential has no curl.
 
-For a phase object the centre of mass is the gradient of the phase seen through the probe, <k> = |psi|^2 * grad phi / 2 pi, in focus or not (Müller-Caspary
-et al., Ultramicroscopy 178 (2017) 62). In the scan's frame its curl is zero only for the right turn and handedness.
+For a phase object the centre of mass is the gradient of the phase seen through the probe, <k> = |psi|^2 * grad phi / 2 pi, in focus or not
+(Müller-Caspary et al., Ultramicroscopy 178 (2017) 62). In the scan's frame its curl is zero only for the right turn and handedness.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ptycho.bright_field import BrightField
-from ptycho.orientation import Matrix, turn
+from ptycho.pose import Matrix, turn
 
 _FREQUENCIES, _LEAST_CYCLES = 250, 1.5
 _MIRROR = np.diag([-1.0, 1.0])

@@ -18,7 +18,7 @@ from scipy import optimize
 from scipy.ndimage import map_coordinates
 
 from ptycho.bright_field import BrightField, spectra
-from ptycho.orientation import Matrix, turn
+from ptycho.pose import Matrix, turn
 
 #: Differences of k up to this share of the disk's diameter: beyond, few pairs overlap.
 _REACH = 0.5
@@ -77,9 +77,10 @@ def fit_shifts(bright: BrightField, widest_A: float) -> tuple[Shifts, Shifts]:
             return -float(_sum(stack, steps, bright.step_A, _similar(numbers[0], numbers[1], mirrored)[None])[0]) / spread
 
         simplex = start + np.array([[0, 0], [sizes[0] / 2, 0], [0, 90 * sizes[0] / start[0]]])
-        search = {"maxfev": 60, "xatol": 1e-3 * start[0], "fatol": 1e-3, "initial_simplex": simplex}
-        best = optimize.minimize(cost, start, method="Nelder-Mead", options=search)
-        refined.append(Shifts(_similar(best.x[0], best.x[1], mirrored), -float(best.fun), mirrored))
+        (size, angle), least, *_ = optimize.fmin(
+            cost, start, xtol=1e-3 * start[0], ftol=1e-3, maxfun=60, initial_simplex=simplex, full_output=True, disp=False
+        )
+        refined.append(Shifts(_similar(size, angle, mirrored), -float(least), mirrored))
     refined.sort(key=lambda s: -s.contrast)
     return refined[0], refined[1]
 

@@ -17,8 +17,8 @@ from ptycho.aberrations import Aberrations
 from ptycho.data import Dataset4D
 from ptycho.defaults import default_stages
 from ptycho.holdout import Split
-from ptycho.orientation import Matrix
 from ptycho.patterns import Patterns
+from ptycho.pose import Matrix
 from ptycho.scan_fit import middle
 from ptycho.solvers import Updates
 from ptycho.solvers.judge import deviances, seen

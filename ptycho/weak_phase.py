@@ -18,11 +18,12 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from scipy.stats import skew
 from torch import Tensor
 
 from ptycho.aberrations import Aberration, Aberrations
 from ptycho.bright_field import BrightField, spectra
-from ptycho.orientation import Matrix, turn
+from ptycho.pose import Matrix, turn
 
 #: Spatial frequencies of the scan that are looked at: the strongest; those nearest to zero belong to the window.
 _FREQUENCIES, _LEAST_CYCLES = 250, 1.5
@@ -102,6 +103,12 @@ class WeakPhase:
         numbers = torch.tensor([math.radians(optics.angle_deg), optics.C10_A, optics.C12a_A, optics.C12b_A])
         return self._transfer(numbers, optics.mirrored, q)
 
+    def displacement(self, optics: Optics, q: Tensor) -> Tensor:
+        """exp(2 pi i lambda k.C.Q), (q, k): what the displacement of the image of k makes of frequencies ``q`` (n, 2) of the scan in 1/Å."""
+        c = np.array([[optics.C10_A - optics.C12a_A, optics.C12b_A], [optics.C12b_A, optics.C10_A + optics.C12a_A]])
+        angle = 2 * math.pi * self.bright.wavelength_A * (q @ torch.from_numpy(optics.orientation.T @ c).float() @ self.k.T)
+        return torch.polar(torch.ones_like(angle), angle)
+
     def _transfer(self, numbers: Tensor, mirrored: bool, q: Tensor) -> Tensor:
         angle, c10, c12a, c12b = numbers
         cosine, sine = torch.cos(angle), torch.sin(angle)
@@ -110,7 +117,7 @@ class WeakPhase:
         y = -y if mirrored else y
         ky, kx = self.k[:, 0], self.k[:, 1]
         cy, cx = (c10 - c12a) * y + c12b * x, c12b * y + (c10 + c12a) * x
-        # chi(k) - chi(k -+ Q) for chi = pi lambda k.C.k is 2 pi lambda k.C.Q -+ pi lambda Q.C.Q, with both signs turned for the second term.
+        # With chi = pi lambda k.C.k: gamma = exp(2 pi i lambda k.C.Q) (A(k - Q) exp(-i pi lambda Q.C.Q) - A(k + Q) exp(i pi lambda Q.C.Q)).
         wavelength = self.bright.wavelength_A
         ramp = 2 * math.pi * wavelength * (ky * cy + kx * cx)
         half = math.pi * wavelength * (y * cy + x * cx)
@@ -155,6 +162,12 @@ class WeakPhase:
         angle, c10, c12a, c12b = (first + unit * change.detach()).tolist()
         optics = Optics(math.degrees(angle), start.mirrored, c10, c12a, c12b)
         return self.explained(optics), optics
+
+    def skewness(self, optics: Optics) -> float:
+        """Of the phase in the middle of the field: positive for sparse positive peaks."""
+        image = self.phase(optics)
+        y, x = (n // 4 for n in image.shape)
+        return float(skew(image[y : image.shape[0] - y, x : image.shape[1] - x], axis=None))
 
     @torch.no_grad()
     def phase(self, optics: Optics) -> NDArray[np.float64]:

@@ -18,7 +18,7 @@ Matrix = NDArray[np.float64]
 
 
 @dataclass(frozen=True)
-class Orientation:
+class Pose:
     """``transpose``, then ``flip_rows`` and ``flip_columns`` of the stored frames, and the scan's ``rotation_deg``, as in a recipe."""
 
     transpose: bool = False
@@ -37,7 +37,7 @@ class Orientation:
         """Maps (slow, fast) of the scan to (y, x) in the stored frame: the same for all ways to write one orientation."""
         return self.flips.T @ turn(self.rotation_deg)
 
-    def difference_deg(self, other: Orientation) -> float:
+    def difference_deg(self, other: Pose) -> float:
         """Angle in degrees between two orientations, inf when their handedness differs."""
         return angle_between_deg(self.matrix, other.matrix)
 
@@ -58,19 +58,19 @@ def angle_between_deg(a: Matrix, b: Matrix) -> float:
     return float(abs(_angle_deg(change))) if np.linalg.det(change) > 0 else float("inf")
 
 
-def written(matrix: Matrix, like: Orientation) -> Orientation:
-    """The way to write an orientation (a matrix as ``Orientation.matrix``) whose rotation is nearest to that of ``like``.
+def written(matrix: Matrix, like: Pose) -> Pose:
+    """The way to write an orientation (a matrix as ``Pose.matrix``) whose rotation is nearest to that of ``like``.
 
     Of ways that are equally near, within a degree, the one with the fewest changes of the flips.
     """
     ways = []
     for transpose, rows, columns in itertools.product((False, True), repeat=3):
-        turned = Orientation(transpose, rows, columns).flips @ matrix
+        turned = Pose(transpose, rows, columns).flips @ matrix
         if np.linalg.det(turned) > 0:
             angle = float(_angle_deg(turned))
-            ways.append(Orientation(transpose, rows, columns, angle))
+            ways.append(Pose(transpose, rows, columns, angle))
 
-    def cost(way: Orientation) -> tuple[float, int]:
+    def cost(way: Pose) -> tuple[float, int]:
         away = abs((way.rotation_deg - like.rotation_deg + 180) % 360 - 180)
         changes = sum(getattr(way, name) != getattr(like, name) for name in ("transpose", "flip_rows", "flip_columns"))
         return round(away), changes
