@@ -10,6 +10,7 @@ from typing import Annotated, Any
 import typer
 
 from ptycho import __version__
+from ptycho.cli.calibrate import calibrate
 from ptycho.cli.convert import convert
 from ptycho.cli.info import info
 from ptycho.cli.reconstruct import reconstruct
@@ -34,6 +35,7 @@ app = typer.Typer(
 )
 app.command(short_help="Reconstruct a recipe, a data file, or the demo.")(reconstruct)
 app.command(short_help="What is in a file, and what is missing.")(info)
+app.command(short_help="Find flips, rotation, defocus and pixel from the data.")(calibrate)
 app.command(short_help="Write a data set as one HDF5 file.")(convert)
 app.command(short_help="Write a data set with known truth.")(simulate)
 
