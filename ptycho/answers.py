@@ -70,7 +70,7 @@ class Calibration:
     @property
     def open_questions(self) -> tuple[str, ...]:
         """What the data cannot tell, and why."""
-        return tuple(dict.fromkeys(answer.unsure for answer in self.answers if answer.unsure))
+        return tuple(dict.fromkeys(part for answer in self.answers if answer.unsure for part in answer.unsure.split("; ")))
 
     @property
     def verdict(self) -> str:

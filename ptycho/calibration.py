@@ -11,6 +11,7 @@ have positive phases decides: sparse, positive peaks have a positive skewness. A
 
 from __future__ import annotations
 
+import contextlib
 import math
 from dataclasses import replace
 
@@ -20,7 +21,7 @@ from ptycho.answers import Calibration
 from ptycho.bright_field import BrightField, bright_field
 from ptycho.curl import fit_curl
 from ptycho.data import Dataset4D
-from ptycho.errors import DataError
+from ptycho.errors import RecipeError
 from ptycho.frames import Quantity
 from ptycho.geometry import wavelength_A
 from ptycho.shifts import fit_shifts
@@ -43,10 +44,9 @@ def calibrate(data: Dataset4D, options: ModelOptions | None = None, workers: int
     """
     options = options or ModelOptions()
     plain = _forgetful(data)
-    disk = measure_disk(np.where(plain.mask, plain.survey().mean_pattern, np.nan))
-    if disk is None:
-        raise DataError(f"{data.name}: no bright-field disk in the mean pattern; check the crop and the mask")
     bright = bright_field(plain)
+    disk = measure_disk(np.where(plain.mask, plain.survey().mean_pattern, np.nan))
+    assert disk is not None  # the images were made of it
     witnesses = Witnesses(fit_shifts(bright, 1 / plain.pixel_invA.value), fit_curl(bright))
     weak = WeakPhase(bright)
     best, other = _best_of_each_handedness(bright, weak, witnesses)
@@ -101,7 +101,10 @@ def _tried(data: Dataset4D, options: ModelOptions, guesses: list[Guess], workers
     tried = []
     for guess in guesses:
         optics = replace(guess.optics, C10_A=guess.optics.C10_A - entrance)
-        tried.append(replace(guess, trial=trials.run(optics.orientation, optics.aberrations)))
+        # A probe that does not fit the window cannot be tried; its guess stays behind those that can.
+        with contextlib.suppress(RecipeError):
+            guess = replace(guess, trial=trials.run(optics.orientation, optics.aberrations))
+        tried.append(guess)
     tried.sort(key=lambda guess: guess.trial.deviance if guess.trial else math.inf)
     first = tried[0]
     twin = next((g for g in tried[1:] if is_twin(first, g)), None)

@@ -29,7 +29,7 @@ _CURL = 0.3
 #: Witnesses agree within this.
 _AGREE_DEG = 10.0
 #: A phase less skewed than this has no clear sign.
-_SKEW = 0.35
+_SKEW = 0.4
 #: Less astigmatism than this at the edge of the disk is not told.
 _LEAST_ASTIGMATISM_RAD = 0.5
 #: A disk with a smaller ratio of its axes counts as round.
@@ -70,7 +70,7 @@ def report(
     """The calibration that the guesses, the chosen one first, make; ``plain`` are the data without what is asked of them."""
     like, chosen, entrance = _pose_of(data), guesses[0].optics, entrance_A(options)
     pose = written(like.flips.T @ chosen.orientation, like)
-    mirror, sign, focus = _handedness(guesses, witnesses), _sign(guesses), _focus(guesses, witnesses, weak)
+    mirror, sign, focus = _handedness(guesses, witnesses), _sign(guesses, weak), _focus(guesses, witnesses, weak)
     how, turned = _how(guesses, witnesses), _joined(mirror, sign)
     astigmatism = {k: v for k, v in name_aberrations(_in_frame(chosen, pose.flips @ like.flips.T).aberrations).items() if k != "C10"}
     aberrations = astigmatism if astigmatism["C12"] > _LEAST_ASTIGMATISM_RAD * weak.radian_A else {}
@@ -143,14 +143,15 @@ def _handedness(guesses: list[Guess], witnesses: Witnesses) -> str:
     )
 
 
-def _sign(guesses: list[Guess]) -> str:
+def _sign(guesses: list[Guess], weak: WeakPhase) -> str:
     first = guesses[0]
     twin = next((g for g in guesses[1:] if is_twin(first, g)), None)
     z = first.trial.z_against(twin.trial) if twin and first.trial and twin.trial else 0.0
-    if (z > BELIEVED and first.skewness > -_SKEW) or (z > -BELIEVED and first.skewness > _SKEW):
+    positive = (z > BELIEVED and first.skewness > -_SKEW) or (z > -BELIEVED and first.skewness > _SKEW)
+    if positive and first.explained > weak.chance:
         return ""
     return (
-        "half a turn of the scan with the sign of the defocus: both are the same but for the sign of the phase; its positive peaks decide "
+        "half a turn of the scan with the sign of the defocus: both are the same but for the sign of the phase, whose positive peaks decide "
         f"with a skewness of {first.skewness:+.2f} and {z:.1f} standard errors in short reconstructions"
     )
 

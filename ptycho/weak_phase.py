@@ -18,6 +18,7 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from scipy import optimize
 from scipy.stats import skew
 from torch import Tensor
 
@@ -146,28 +147,23 @@ class WeakPhase:
         first = torch.tensor([math.radians(start.angle_deg), start.C10_A, start.C12a_A, start.C12b_A])
         if not astigmatic:
             unit[2:] = first[2:] = 0
-        change = torch.zeros(4, requires_grad=True)
-        search = torch.optim.LBFGS([change], max_iter=evaluations // 2, max_eval=evaluations, line_search_fn="strong_wolfe", tolerance_change=1e-6)
 
-        def cost() -> Tensor:
-            search.zero_grad()
-            numbers = first + unit * change
+        def cost(change: NDArray[np.float64]) -> tuple[float, NDArray[np.float64]]:
+            numbers = (first + unit * torch.from_numpy(change).float()).requires_grad_()
             beyond = torch.hypot(numbers[2], numbers[3] + 1e-3) - _ASTIGMATISM * numbers[1].abs()
-            penalty = torch.relu(beyond / self.radian_A - _FREE_RAD) ** 2 if astigmatic else change.new_zeros(())
+            penalty = torch.relu(beyond / self.radian_A - _FREE_RAD) ** 2 if astigmatic else 0.0
             value = -self._explained(numbers, start.mirrored) / self.signal + penalty
-            value.backward()
-            return value.detach()
+            (slope,) = torch.autograd.grad(value, numbers)
+            return float(value.detach()), (slope * unit).double().numpy()
 
-        search.step(cost)
-        angle, c10, c12a, c12b = (first + unit * change.detach()).tolist()
+        best, *_ = optimize.fmin_l_bfgs_b(cost, np.zeros(4), maxfun=evaluations, factr=1e8, pgtol=1e-6)
+        angle, c10, c12a, c12b = (first + unit * torch.from_numpy(best).float()).tolist()
         optics = Optics(math.degrees(angle), start.mirrored, c10, c12a, c12b)
         return self.explained(optics), optics
 
     def skewness(self, optics: Optics) -> float:
-        """Of the phase in the middle of the field: positive for sparse positive peaks."""
-        image = self.phase(optics)
-        y, x = (n // 4 for n in image.shape)
-        return float(skew(image[y : image.shape[0] - y, x : image.shape[1] - x], axis=None))
+        """Of the phase under a Hann window: positive for sparse positive peaks."""
+        return float(skew(self.phase(optics), axis=None))
 
     @torch.no_grad()
     def phase(self, optics: Optics) -> NDArray[np.float64]:
