@@ -29,7 +29,7 @@ from ptycho.start import ModelOptions
 from ptycho.survey import measure_disk
 from ptycho.trial import Trials
 from ptycho.verdict import BELIEVED, Guess, Witnesses, entrance_A, is_twin, report
-from ptycho.weak_phase import Optics, WeakPhase, scan_optics
+from ptycho.weak_phase import Optics, WeakPhase, coarse_likelihood, scan_optics
 
 #: What calibrate asks the data for, and forgets of what it was told.
 _ASKED = ("rotation_deg", "affine", "defocus_A", "aberrations")
@@ -69,8 +69,9 @@ def _best_of_each_handedness(bright: BrightField, weak: WeakPhase, witnesses: Wi
     """The optics that explain most, and the best ones of the other handedness."""
     starts = [Optics.of(s.orientation, -s.underfocus_A2 / bright.wavelength_A) for s in witnesses.shifts]
     starts += [Optics.of(curl.orientation, 0.0) for curl in witnesses.curls]
-    starts += scan_optics(bright)
-    fits = [weak.fit(start, astigmatic=False) for start in starts]
+    coarse = coarse_likelihood(bright)
+    starts += scan_optics(coarse)
+    fits = [coarse.fit(start, astigmatic=False) for start in starts]
     found = []
     for mirrored in (False, True):
         _, optics = max((fit for fit in fits if fit[1].mirrored == mirrored), key=lambda fit: fit[0])

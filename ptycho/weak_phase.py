@@ -32,8 +32,9 @@ _FREQUENCIES, _LEAST_CYCLES = 250, 1.5
 _FLOOR = 0.01
 #: Twofold astigmatism beyond this share of the defocus, and the radians at the disk's edge that are free, is not believed.
 _ASTIGMATISM, _FREE_RAD = 0.3, 0.5
-#: The coarse grid near focus: frequencies and parts of the disk that are looked at, angles in degrees and radians at the disk's edge.
-_SCAN_FREQUENCIES, _SCAN_PARTS = 100, 200
+#: Frequencies and parts of the disk that a first choice is made of.
+_COARSE_FREQUENCIES, _COARSE_PARTS = 100, 200
+#: The coarse grid near focus: angles in degrees and radians at the disk's edge.
 _SCAN_ANGLES, _SCAN_RADIANS = tuple(range(5, 180, 12)), tuple(range(-8, 9))
 _MIRROR = np.diag([-1.0, 1.0])
 
@@ -184,9 +185,13 @@ class WeakPhase:
         return np.fft.ifft2(image.reshape(self.bright.scan_shape)).real
 
 
-def scan_optics(bright: BrightField) -> list[Optics]:
+def coarse_likelihood(bright: BrightField) -> WeakPhase:
+    """The likelihood from fewer frequencies and parts of the disk: ten times as fast, to choose among many guesses."""
+    return WeakPhase(bright, _COARSE_FREQUENCIES, _COARSE_PARTS)
+
+
+def scan_optics(coarse: WeakPhase) -> list[Optics]:
     """The best optics of either handedness among those within a few radians of focus, on a coarse grid: where displacements say little."""
-    coarse = WeakPhase(bright, _SCAN_FREQUENCIES, _SCAN_PARTS)
     best = []
     for mirrored in (False, True):
         # Half a turn is enough: the other half are the twins.
