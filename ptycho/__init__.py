@@ -29,6 +29,8 @@ _PUBLIC = {
     "load": "ptycho.io.result_file",
     "save": "ptycho.io.result_file",
     "reconstruct": "ptycho.pipeline",
+    "calibrate": "ptycho.calibration",
+    "parallax": "ptycho.tilt_corrected",
     "Recipe": "ptycho.recipe",
     "Result": "ptycho.result",
     "Dataset4D": "ptycho.data",
@@ -54,11 +56,12 @@ _RENAMED = {"load": "load_result", "save": "save_result"}
 
 __all__ = [
     "EPIE", "Dataset4D", "Geometry", "Gradient", "MixedState", "PtychoError", "Recipe", "Result", "Simulation",
-    "__version__", "annulus", "com", "dcom", "idpc", "load", "obf", "read", "reconstruct", "save", "segments", "simulate", "ssb", "virtual_image",
-    "virtual_images", "wdd", "write_empad", "write_hdf5",
+    "__version__", "annulus", "calibrate", "com", "dcom", "idpc", "load", "obf", "parallax", "read", "reconstruct", "save", "segments", "simulate",
+    "ssb", "virtual_image", "virtual_images", "wdd", "write_empad", "write_hdf5",
 ]  # fmt: skip
 
 if TYPE_CHECKING:
+    from ptycho.calibration import calibrate as calibrate
     from ptycho.centre_of_mass import com as com
     from ptycho.centre_of_mass import dcom as dcom
     from ptycho.centre_of_mass import idpc as idpc
@@ -81,6 +84,7 @@ if TYPE_CHECKING:
     from ptycho.solvers import EPIE as EPIE
     from ptycho.solvers import Gradient as Gradient
     from ptycho.solvers import MixedState as MixedState
+    from ptycho.tilt_corrected import parallax as parallax
     from ptycho.virtual import annulus as annulus
     from ptycho.virtual import segments as segments
     from ptycho.virtual import virtual_image as virtual_image

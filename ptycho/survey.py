@@ -122,11 +122,45 @@ def _hot_and_dead(mean: NDArray[np.float64], measured: NDArray[np.int64]) -> tup
     return hot, dead
 
 
-def find_disk(mean_pattern: NDArray[Any]) -> tuple[float, float, float] | None:
-    """Centre y, x and radius in pixels of the bright-field disk of a mean pattern (NaN = not measured); None without a disk.
+@dataclass(frozen=True)
+class Disk:
+    """The bright-field disk of a mean pattern: sub-pixel centre and radius (of a circle with its area) in pixels, and the ellipse of its edge.
 
-    The radius is that of a circle with the disk's area, the edge being where the intensity is half of the plateau.
+    ``ellipticity`` is the long over the short axis, ``angle_deg`` the direction of the long one from x towards y.
     """
+
+    centre: tuple[float, float]
+    radius_px: float
+    ellipticity: float
+    angle_deg: float
+
+
+def measure_disk(mean_pattern: NDArray[Any]) -> Disk | None:
+    """The disk of a mean pattern (NaN = not measured), its ellipse from the second moments of its area; None without a disk.
+
+    The edge is where the intensity is half of the plateau.
+    """
+    weight = _disk_weight(mean_pattern)
+    if weight is None:
+        return None
+    area, places = weight.sum(), np.stack([i.ravel() for i in np.indices(weight.shape)])
+    centre = places @ weight.ravel() / area
+    away = places - centre[:, None]
+    moments, axes = np.linalg.eigh((away * weight.ravel()) @ away.T / area)
+    y, x = axes[:, 1]
+    angle = float(np.degrees(np.arctan2(y, x)))
+    ellipticity = float(np.sqrt(moments[1] / moments[0])) if moments[0] > 0 else np.inf
+    return Disk((float(centre[0]), float(centre[1])), float(np.sqrt(area / np.pi)), ellipticity, (angle + 90) % 180 - 90)
+
+
+def find_disk(mean_pattern: NDArray[Any]) -> tuple[float, float, float] | None:
+    """Centre y, x and radius in pixels of the bright-field disk , as :func:`measure_disk` finds them; None without a disk."""
+    disk = measure_disk(mean_pattern)
+    return None if disk is None else (*disk.centre, disk.radius_px)
+
+
+def _disk_weight(mean_pattern: NDArray[Any]) -> NDArray[np.float64] | None:
+    """How much of each pixel is inside of the disk, from 0 to 1; None without a disk."""
     valid = np.isfinite(mean_pattern)
     image = np.where(valid, mean_pattern, 0.0).clip(0)
     if not image.any():
@@ -144,8 +178,4 @@ def find_disk(mean_pattern: NDArray[Any]) -> tuple[float, float, float] | None:
     # A pixel that the edge cuts holds a part of the plateau: a ramp about one half measures that part.
     inside = ndimage.binary_erosion(disk, iterations=2)
     weight = np.where(inside, 1.0, np.where(disk, ((image / plateau - 0.25) * 2).clip(0, 1), 0.0))
-    area = float(weight.sum())
-    if area < 3:
-        return None
-    y, x = np.indices(image.shape)
-    return float((weight * y).sum() / area), float((weight * x).sum() / area), float(np.sqrt(area / np.pi))
+    return None if weight.sum() < 3 else weight

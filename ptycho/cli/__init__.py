@@ -10,6 +10,7 @@ from typing import Annotated, Any
 import typer
 
 from ptycho import __version__
+from ptycho.cli.calibrate import calibrate
 from ptycho.cli.check import check
 from ptycho.cli.convert import convert
 from ptycho.cli.image import image
@@ -36,6 +37,7 @@ app = typer.Typer(
 )
 app.command(short_help="Reconstruct a recipe, a data file, or the demo.")(reconstruct)
 app.command(short_help="What is in a file, and what is missing.")(info)
+app.command(short_help="Find flips, rotation, defocus and pixel from the data.")(calibrate)
 app.command(short_help="Is all well with a run, before it begins?")(check)
 app.command(short_help="Virtual detectors, CoM, DPC and iDPC as pictures.")(image)
 app.command(short_help="Write a data set as one HDF5 file.")(convert)

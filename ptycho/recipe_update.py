@@ -1,0 +1,105 @@
+"""Answers of a calibration written into a recipe's text, with their sources as comments; what stands there stays."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import tomlkit
+from tomlkit.items import InlineTable, Item
+
+from ptycho.answers import Answer, Calibration
+from ptycho.errors import RecipeError
+
+#: Where each answer belongs. The centre is found by the reader whenever it opens the file.
+_SECTION = {
+    "transpose": "data", "flip_rows": "data", "flip_columns": "data", "adu_per_electron": "data",
+    "semiangle_mrad": "microscope", "defocus_A": "microscope", "aberrations": "microscope", "rotation_deg": "scan", "pixel_invA": "detector",
+}  # fmt: skip
+#: What is asked of the data; the others are only written where the recipe leaves them open.
+_ASKED = ("transpose", "flip_rows", "flip_columns", "defocus_A", "aberrations", "rotation_deg")
+_FLIPS = ("transpose", "flip_rows", "flip_columns")
+#: What was drawn for the patterns as they are turned now.
+_TURNED = ("centre", "detector_crop", "mask")
+#: What else says the same as a key.
+_OTHER_NAMES = {"pixel_invA": ("pixel_mrad",)}
+_FIRST_ORDER = ("C10", "C1", "C12", "phi12_deg", "A1", "A1_deg")
+
+
+def with_answers(text: str, calibration: Calibration, flips: dict[str, bool]) -> str:
+    """The recipe ``text`` (TOML) with the answers in it; comments and everything else are kept.
+
+    ``flips`` are those with which the data were read. What is not sure is written too, and its comment says so. Raises RecipeError when the
+    flips change and the recipe has a centre, crop or mask for the patterns as they were.
+    """
+    document = tomlkit.parse(text)
+    data: Any = document.get("data", {})
+    changed = [name for name in _FLIPS if getattr(calibration.pose, name) != flips[name]]
+    for name in _TURNED:
+        if changed and name in data and data[name] not in ("auto", "none"):
+            raise RecipeError(
+                f"data.{name} is for the patterns as they are turned now, and {', '.join(changed)} must change; turn it, or leave it out"
+            )
+    for answer in calibration.answers:
+        if answer.name in _SECTION:
+            _put(document, _SECTION[answer.name], answer)
+    _remove_first_order(document, calibration)
+    return tomlkit.dumps(document)
+
+
+def _put(document: tomlkit.TOMLDocument, section: str, answer: Answer) -> None:
+    if section not in document:
+        document.add(section, tomlkit.table())
+    table: Any = document[section]
+    have = any(name in table for name in (answer.name, *_OTHER_NAMES.get(answer.name, ())))
+    if have and answer.name not in _ASKED:
+        return
+    if answer.name in ("transpose", "flip_columns") and not answer.value and not have:
+        return  # that is their default; flip_rows has one for each detector
+    value, said = answer.value, _said(answer)
+    if have and answer.name == "aberrations":
+        value = {**{k: v for k, v in table[answer.name].items() if k not in _FIRST_ORDER}, **value}
+    item = _item(value)
+    old = _item_of(table, answer.name)
+    if old is not None and not isinstance(old, InlineTable):
+        said += f", was {old.as_string().strip()}"
+    if not isinstance(table, InlineTable):
+        kept = "" if old is None else old.trivia.comment.lstrip("# ")
+        item.comment(" | ".join(part for part in (kept, said) if part))
+    table[answer.name] = item
+
+
+def _item(value: Any) -> Item:
+    rounded = _rounded(value)
+    if not isinstance(value, dict):
+        return tomlkit.item(rounded)
+    item = tomlkit.inline_table()
+    item.update(rounded)
+    return item
+
+
+def _item_of(table: Any, name: str) -> Item | None:
+    """The entry as tomlkit has it, with its comment: a table gives plain values for true and false."""
+    return table.value.item(name) if name in table else None
+
+
+def _remove_first_order(document: tomlkit.TOMLDocument, calibration: Calibration) -> None:
+    """Defocus and twofold astigmatism that the recipe had among the aberrations: the answers stand for them."""
+    microscope: Any = document.get("microscope", {})
+    aberrations = microscope.get("aberrations")
+    if aberrations is None:
+        return
+    for name in _FIRST_ORDER:
+        if name in aberrations and name not in calibration.aberrations:
+            del aberrations[name]
+    if not len(aberrations):
+        del microscope["aberrations"]
+
+
+def _said(answer: Answer) -> str:
+    return f"calibrated: {answer.source}" if answer.sure else f"calibrated, UNSURE of {answer.unsure}; {answer.source}"
+
+
+def _rounded(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {key: _rounded(item) for key, item in value.items()}
+    return value if isinstance(value, bool) else float(f"{value:.7g}")
