@@ -18,7 +18,7 @@ import ptycho
 from ptycho.calibration import calibrate
 from ptycho.pose import Pose, angle_between_deg, turn
 from ptycho.preparation import Preparation
-from ptycho.simulate import Simulation, simulate
+from ptycho.simulation import Simulation, simulate
 
 SETS = {
     "ws2": Simulation(scan_shape=(28, 28), step_A=0.7, defocus_A=180.0, pattern_px=48, pixel_invA=1 / 18, dose_e_per_A2=1e5),

@@ -13,7 +13,7 @@ from publication_rows import NOISE_FREE, Exposures, Image, Row, Rows
 from ptycho.direct import DirectPhase, ssb, wdd
 from ptycho.geometry import wavelength_A
 from ptycho.metrics import Agreement, compare_with_truth
-from ptycho.simulate import Simulated, Simulation
+from ptycho.simulation import Simulated, Simulation
 from ptycho.specimen import mfi
 
 #: In focus, 300 kV, 14 mrad, a step of lambda / 4 alpha: two pixels of the simulation's grid.

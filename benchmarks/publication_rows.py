@@ -14,7 +14,7 @@ from scipy import fft, optimize
 import ptycho
 from ptycho.metrics import Agreement
 from ptycho.result import Result
-from ptycho.simulate import Simulated, Simulation, expected_patterns, forward_model
+from ptycho.simulation import Simulated, Simulation, expected_patterns, forward_model
 
 #: Enough electrons for their noise not to be seen.
 NOISE_FREE = 1e9

@@ -26,7 +26,7 @@ from ptycho.aberrations import parse_aberrations
 from ptycho.geometry import wavelength_A
 from ptycho.optics import aberration_phase, frequency_grid
 from ptycho.result import Result
-from ptycho.simulate import Simulated, Simulation, expected_patterns, forward_model
+from ptycho.simulation import Simulated, Simulation, expected_patterns, forward_model
 from ptycho.solvers import Gradient, Updates
 from ptycho.specimen import STRONTIUM_TITANATE_A, leaning, strontium_titanate, substitute
 

@@ -10,7 +10,7 @@ from publication_rows import NOISE_FREE, Exposures, Image, Row, Rows, column_sum
 
 from ptycho.geometry import wavelength_A
 from ptycho.result import Result
-from ptycho.simulate import Simulated, Simulation, forward_model
+from ptycho.simulation import Simulated, Simulation, forward_model
 from ptycho.solvers import Gradient, Updates
 from ptycho.specimen import mfi, monolayer, twisted_bilayer
 

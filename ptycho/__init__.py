@@ -38,8 +38,8 @@ _PUBLIC = {
     "Gradient": "ptycho.solvers",
     "EPIE": "ptycho.solvers",
     "MixedState": "ptycho.solvers",
-    "Simulation": "ptycho.simulate",
-    "simulate": "ptycho.simulate",
+    "Simulation": "ptycho.simulation",
+    "simulate": "ptycho.simulation",
     "ssb": "ptycho.direct",
     "obf": "ptycho.direct",
     "wdd": "ptycho.direct",
@@ -79,8 +79,8 @@ if TYPE_CHECKING:
     from ptycho.pipeline import reconstruct as reconstruct
     from ptycho.recipe import Recipe as Recipe
     from ptycho.result import Result as Result
-    from ptycho.simulate import Simulation as Simulation
-    from ptycho.simulate import simulate as simulate
+    from ptycho.simulation import Simulation as Simulation
+    from ptycho.simulation import simulate as simulate
     from ptycho.solvers import EPIE as EPIE
     from ptycho.solvers import Gradient as Gradient
     from ptycho.solvers import MixedState as MixedState

@@ -16,6 +16,7 @@ from ptycho.direct import ssb
 from ptycho.errors import DataError, PtychoError, RecipeError
 from ptycho.integrate import Field, minus_divergence
 from ptycho.sums import Sums, weighted_sums
+from ptycho.tilt_corrected import Parallax, parallax
 from ptycho.virtual import annulus, pixels_per
 
 #: "grey": amounts; "signed": zero is the middle; "phase"; "angle": degrees, drawn as hues.
@@ -76,6 +77,11 @@ class Looks:
             return f"{inner:g} to {outer:g} disk radii" if np.isfinite(outer) else f"{inner:g} disk radii to the edge"
         outer_mrad = outer * to_mrad if np.isfinite(outer) else edge / pixels_per(self.data, "mrad")
         return f"{inner * to_mrad:.3g} to {outer_mrad:.3g} mrad"
+
+    @cached_property
+    def parallax(self) -> Parallax:
+        """The tilt-corrected bright field on the points of the scan."""
+        return parallax(self.data, upsample=1)
 
     @cached_property
     def sums(self) -> Sums:
@@ -141,6 +147,8 @@ KINDS: tuple[Kind, ...] = (
     Kind("dpc_y", "DPC of quadrants, slow axis", "1/Å", "signed", lambda look: look.dpc()[0]),
     Kind("dpc_x", "DPC of quadrants, fast axis", "1/Å", "signed", lambda look: look.dpc()[1]),
     Kind("idpc_quadrants", "iDPC of quadrants", "rad", "phase", lambda look: look.integrated(look.dpc())),
+    Kind("tcbf", "tilt-corrected bright field", "of its mean", "grey", lambda look: look.parallax.bright_field.astype(np.float64)),
+    Kind("tcbf_phase", "phase of tilt-corrected bright field", "rad", "phase", lambda look: look.parallax.phase.astype(np.float64)),
     Kind("ssb", "SSB (single side band)", "rad", "phase", lambda look: ssb(look.data).phase.astype(np.float64)),
 )
 

@@ -10,7 +10,7 @@ import numpy as np
 from ptycho.errors import OutputError, RecipeError
 from ptycho.io import write_empad, write_hdf5
 from ptycho.io.empad import typical_adu_per_electron
-from ptycho.simulate import Simulated
+from ptycho.simulation import Simulated
 
 #: A slice of the reconstruction that the recipe proposes; much thinner ones cannot be told apart at usual angles and doses.
 _RECONSTRUCTION_SLICE_A = 20.0

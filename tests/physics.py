@@ -10,7 +10,7 @@ import numpy as np
 import ptycho
 from ptycho.metrics import Agreement
 from ptycho.result import Result
-from ptycho.simulate import Simulated, Simulation
+from ptycho.simulation import Simulated, Simulation
 from ptycho.solvers import Gradient, Updates
 
 #: A WS2 monolayer after Jiang et al., Nature 559 (2018) 343, with a tenth of the sulphur missing: in 48 pixels out to 2.6 times the aperture.

@@ -19,7 +19,7 @@ from ptycho.pose import Pose
 from ptycho.preparation import Preparation
 from ptycho.recipe import Recipe
 from ptycho.recipe_update import with_answers
-from ptycho.simulate import Simulation, simulate
+from ptycho.simulation import Simulation, simulate
 from ptycho.survey import Disk, measure_disk
 
 SMALL = Simulation(scan_shape=(18, 18), pattern_px=32, pixel_invA=1 / 13, dose_e_per_A2=1e5)

@@ -15,7 +15,7 @@ from ptycho.integrate import integrate
 from ptycho.io import read
 from ptycho.optics import aperture, frequency_grid, shift_ramps
 from ptycho.orientation import disagreement, orientations
-from ptycho.simulate import Simulation, simulate
+from ptycho.simulation import Simulation, simulate
 
 KV, MRAD, SIZE, PIXEL_A = 80.0, 25.0, 64, 0.25
 LAMBDA_A = wavelength_A(KV)

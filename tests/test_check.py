@@ -21,7 +21,7 @@ from ptycho.check import Plan, check, warnings_of
 from ptycho.forecast import Load, peak_bytes
 from ptycho.pipeline import plan_of
 from ptycho.recipe import Recipe
-from ptycho.simulate import Simulation
+from ptycho.simulation import Simulation
 from ptycho.solvers import Gradient
 
 GOOD = Simulation(scan_shape=(12, 12), step_A=0.8, defocus_A=150.0, pattern_px=64, pixel_invA=1 / 20, dose_e_per_A2=2e4)

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from ptycho.errors import RecipeError
-from ptycho.simulate import Simulation, expected_patterns, forward_model
+from ptycho.simulation import Simulation, expected_patterns, forward_model
 from ptycho.specimen import MFI_CELL_A, leaning, mfi, mfi_cell, monolayer, strontium_titanate, substitute, twisted_bilayer
 
 

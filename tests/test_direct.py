@@ -23,7 +23,7 @@ from ptycho.halves import two_halves
 from ptycho.known import known_object
 from ptycho.metrics import Agreement, compare_with_truth
 from ptycho.optics import probe_wave
-from ptycho.simulate import Simulated, Simulation, simulate
+from ptycho.simulation import Simulated, Simulation, simulate
 from ptycho.start import Known, ModelOptions, start
 
 POINTS, EVERY, PIXEL_A, TILES, PATTERN_PX = 28, 2, 0.2, 3, 32

@@ -12,7 +12,7 @@ from physics import THIN, blind, known_probe, solve
 from ptycho.constraint import Constraints, OrthogonalModes, PositivePhase, PurePhase
 from ptycho.patterns import Patterns
 from ptycho.result import Result
-from ptycho.simulate import Simulated, forward_model, simulate
+from ptycho.simulation import Simulated, forward_model, simulate
 from ptycho.solvers import Updates
 from ptycho.solvers.stop import Stop
 from ptycho.start import ModelOptions, start

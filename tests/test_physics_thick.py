@@ -14,7 +14,7 @@ from scipy import optimize
 
 from ptycho.constraint import SliceSmoothing
 from ptycho.result import Result
-from ptycho.simulate import Simulated, simulate
+from ptycho.simulation import Simulated, simulate
 from ptycho.solvers import Gradient, Updates
 from ptycho.solvers.base import default_constraints
 from ptycho.specimen import STRONTIUM_TITANATE_A, leaning, strontium_titanate, substitute

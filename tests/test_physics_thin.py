@@ -13,7 +13,7 @@ from physics import THIN, blind, known_probe, noise_free, relative_rms, solve
 
 from ptycho.constraint import Constraints, OrthogonalModes, PositivePhase, PurePhase
 from ptycho.geometry import wavelength_A
-from ptycho.simulate import Simulated, simulate
+from ptycho.simulation import Simulated, simulate
 
 #: Resolution in Å that the grid has.
 GRID_A = 2 / (THIN.pattern_px * THIN.pixel_invA)

@@ -19,7 +19,7 @@ from ptycho.errors import DataError, OutOfMemoryError, OutputError, RecipeError
 from ptycho.pipeline import choose_device
 from ptycho.recipe import Recipe
 from ptycho.result import EpochRecord
-from ptycho.simulate import Simulation, simulate
+from ptycho.simulation import Simulation, simulate
 from ptycho.start import ModelOptions
 
 KNOWN: dict[str, Any] = {"voltage_kV": 80, "semiangle_mrad": 24.9, "step_A": 0.4, "defocus_A": 20}

@@ -20,7 +20,7 @@ from writers_tiff import write_tiff
 import ptycho
 from ptycho.io import read
 from ptycho.io.convert import convert
-from ptycho.simulate import Simulation, simulate
+from ptycho.simulation import Simulation, simulate
 
 SCAN = (10, 12)
 GIVEN = {

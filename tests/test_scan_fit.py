@@ -3,7 +3,7 @@
 import pytest
 
 from ptycho.scan_fit import fit_scan
-from ptycho.simulate import Simulation, simulate
+from ptycho.simulation import Simulation, simulate
 
 
 @pytest.mark.parametrize(

@@ -17,8 +17,8 @@ from ptycho.aberrations import parse_aberrations
 from ptycho.errors import RecipeError
 from ptycho.geometry import interaction_parameter, wavelength_A
 from ptycho.optics import frequency_grid, probe_wave, propagation_phase
-from ptycho.simulate import Simulation, expected_patterns, forward_model, simulate
 from ptycho.simulated_files import write_simulation
+from ptycho.simulation import Simulation, expected_patterns, forward_model, simulate
 from ptycho.specimen import SCATTERING_FACTORS, monolayer, phase_slices, scattering_factor_A, strontium_titanate
 
 #: f_e in Å at k = 0, 0.25, 0.5, 1, 2, 3 1/Å from another fit to other atoms: Kirkland, Advanced Computing in Electron Microscopy, App. C.
@@ -297,3 +297,11 @@ def test_agrees_with_another_programs_monolayer(test_data: Path) -> None:
     for low, high, tolerance in ((0, 0.9, 0.01), (0.9, 1.1, 0.02), (1.1, 2.0, 0.1), (2.0, 3.5, 0.2)):
         ring = (k >= low) & (k < high)
         assert ours[ring].sum() / ours.sum() == pytest.approx(theirs[ring].sum() / theirs.sum(), rel=tolerance)
+
+
+def test_the_function_stays_a_function() -> None:
+    """A module of the same name would take its place in the package after the first use."""
+    import ptycho
+
+    for _ in range(2):
+        assert callable(ptycho.simulate) and callable(ptycho.calibrate) and callable(ptycho.com)

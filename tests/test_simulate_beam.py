@@ -12,8 +12,8 @@ import torch
 
 from ptycho.errors import RecipeError
 from ptycho.recipe import Recipe
-from ptycho.simulate import Simulation, expected_patterns, forward_model, simulate
 from ptycho.simulated_files import write_simulation
+from ptycho.simulation import Simulation, expected_patterns, forward_model, simulate
 
 SMALL = Simulation(scan_shape=(3, 4), pattern_px=32, pixel_invA=0.06, defocus_A=160.0, read_noise_electrons=0.0)
 

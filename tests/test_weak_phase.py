@@ -14,7 +14,7 @@ from ptycho.errors import DataError, RecipeError
 from ptycho.optics import aberration_phase
 from ptycho.pose import angle_between_deg, turn
 from ptycho.shifts import fit_shifts
-from ptycho.simulate import Simulation, simulate
+from ptycho.simulation import Simulation, simulate
 from ptycho.tilt_corrected import parallax
 from ptycho.weak_phase import Optics, WeakPhase, coarse_likelihood, scan_optics
 

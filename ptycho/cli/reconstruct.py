@@ -79,8 +79,8 @@ def _make_demo() -> Path:
     """A simulated scan on disk, in the form that a microscope leaves it; made once."""
     recipe = DEMO / "recipe.toml"
     if not recipe.exists():
-        from ptycho.simulate import Simulation, simulate
         from ptycho.simulated_files import write_simulation
+        from ptycho.simulation import Simulation, simulate
 
         typer.echo(f"simulating a WS2 monolayer with vacancies into {DEMO}/ ...")
         write_simulation(simulate(Simulation()), DEMO)

@@ -21,9 +21,9 @@ def simulate(
 ) -> None:
     """Simulate a scan of a WS2 monolayer with vacancies and write it as a detector would, with a recipe beside it."""
     from ptycho.errors import OutputError
-    from ptycho.simulate import Simulation
-    from ptycho.simulate import simulate as run
     from ptycho.simulated_files import write_simulation
+    from ptycho.simulation import Simulation
+    from ptycho.simulation import simulate as run
 
     if output.exists() and (not output.is_dir() or any(output.iterdir())):
         raise OutputError(f"{output}: the folder is not empty; give another with -o")
