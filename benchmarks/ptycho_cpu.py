@@ -37,7 +37,7 @@ def data_set(folder: Path) -> ptycho.Dataset4D:
 
 def passes(data: ptycho.Dataset4D, modes: int, slices: int, batch: int, epochs: int, threads: int, pixel_area: bool) -> list[float]:
     """Seconds of each pass."""
-    options = ModelOptions(probe_modes=modes, slices=slices, slice_thickness_A=2.0, pixel_area=pixel_area)
+    options = ModelOptions(probe_modes=modes, slices=slices, slice_thickness_A=2.0, pixel_area=pixel_area, pad=0)
     model = start(data.geometry, options, data.survey().mean_electrons, data.mask)
     patterns = Patterns(data, torch.device("cpu"))
     solver = Gradient(epochs=epochs, batch=batch, update=Updates(probe=1))
