@@ -7,6 +7,7 @@ import pytest
 import torch
 from small import Counts, correlation, counts_of, empty, make, solve, summed_phase
 
+from ptycho.constraint import Constraints, PositivePhase, PurePhase
 from ptycho.errors import DivergedError, RecipeError
 from ptycho.holdout import Split, hold_out
 from ptycho.solvers import EPIE, Gradient, Updates
@@ -83,7 +84,8 @@ def low_dose(electrons=800.0, scan=16, seed=0):
 
 def test_an_over_fitting_run_is_stopped_at_its_best():
     truth, counts, split = low_dose()
-    solver = Gradient(epochs=16, memory=(0.3, 0.02), update=Updates(probe=0))
+    weak = Constraints(pure_phase=PurePhase(), positive_phase=PositivePhase(mean_phase_rad=0.2))
+    solver = Gradient(epochs=16, memory=(0.3, 0.02), update=Updates(probe=0), constraints=weak)
     scores, model = [], empty(truth)
     for _ in type(solver)(**{**vars(solver), "stop": Stop(patience=0)}).run(model, counts, split=split):
         scores.append(correlation(summed_phase(model), summed_phase(truth)))
