@@ -14,12 +14,13 @@ from ptycho.model import Ptychography
 
 
 def expected_phase_rad(electrons_per_pixel: float) -> float:
-    """The prior for few counts: six times the phase noise of a pixel, sigma = 1 / sqrt(4 DQE N) with DQE = 0.2, in rad.
+    """The prior for few counts: six times the phase noise of a pixel, sigma = 1 / sqrt(4 DQE N) with DQE = 0.2, in rad; at least 0.2.
 
-    What lies below sigma^2 / m of the prior exp(-phase / m) is taken away: here a sixth of the noise, at any dose and for any pixel. A fixed m
-    of 0.2 rad takes a whole sigma at 400 e/Å2 and leaves nothing (correlation 0.3 where this has 0.84, benchmarks/publication.py T07).
+    What lies below sigma^2 / m of the prior exp(-phase / m) is taken away: a sixth of the noise, at low dose and for any pixel. A fixed m
+    of 0.2 rad takes a whole sigma at 400 e/Å2 and leaves nothing (correlation 0.3 where this has 0.84, benchmarks/publication.py T07). Where
+    there is little noise columns hold more than six times of it, and less than 0.2 rad would hold them down.
     """
-    return 6 / math.sqrt(4 * 0.2 * max(electrons_per_pixel, 1e-3))
+    return max(0.2, 6 / math.sqrt(4 * 0.2 * max(electrons_per_pixel, 1e-3)))
 
 
 @dataclass(frozen=True)
