@@ -77,12 +77,12 @@ class Plan:
     @property
     def area_A2(self) -> float:
         """Area of the specimen for each pattern."""
-        return self.geometry.scan_area_A2 / self.data.n_positions
+        return max(self.geometry.scan_area_A2 / self.data.n_positions, 1e-9)
 
     @property
     def dose_e_per_A2(self) -> float:
         """Electrons on each Å²."""
-        return self.data.beam_electrons / max(self.area_A2, 1e-9)
+        return self.data.beam_electrons / self.area_A2
 
 
 def check(plan: Plan) -> tuple[Check, ...]:
@@ -141,6 +141,8 @@ def _linear_overlap(plan: Plan) -> Check:
 
 
 def _areal_overlap(plan: Plan) -> Check:
+    if min(plan.data.scan_shape) == 1:
+        return Check("areal oversampling", "a scan of one line covers no area")
     area = math.pi / 4 * plan.probe_A**2
     times, least = area / plan.area_A2, _AREAL if plan.options.slices == 1 else _AREAL_THICK
     remedy = "" if times >= least else f"{least:g} are wanted: scan with a step of {math.sqrt(area / least):.2g} Å or less, or with more defocus"

@@ -59,7 +59,8 @@ def weighted_sums(data: Dataset4D, masks: NDArray[np.bool_ | np.floating] | None
     workers = workers or torch.get_num_threads()
     step = max(1, _READ_BYTES // data.source.header.frame_bytes)
     parts = [np.arange(start, min(start + step, data.n_positions)) for start in range(0, data.n_positions, step)]
-    with single_threaded(), ThreadPoolExecutor(workers, "sums") as pool:
+    # The number of threads of a matrix product is each thread's own: with more than one in a worker the last bits would depend on it.
+    with single_threaded(), ThreadPoolExecutor(workers, "sums", torch.set_num_threads, (1,)) as pool:
         for _ in pool.map(product.add, parts):
             pass
     sums = np.ascontiguousarray(product.sums.T)

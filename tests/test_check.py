@@ -165,3 +165,9 @@ def test_the_forecast_grows_with_what_is_asked_for(folder: Path) -> None:
     thick = Load.of(made.geometry, replace(made.options, slices=10, pad=0), Gradient(batch=8))
     assert thick.bytes > 1.5 * small.bytes and thick.object_pixels == 10 * small.object_pixels
     assert math.prod(small.canvas) == small.object_pixels
+
+
+@pytest.mark.parametrize("region", ["[0, 1, 0, 8]", "[0, 1, 0, 1]"])
+def test_a_line_or_a_point_is_no_reason_to_fail(folder: Path, region: str) -> None:
+    """It covers no area: nothing is divided by it."""
+    assert [c.name for c in check(plan(folder, f"data.scan_region={region}"))][1:3] == ["overlap", "areal oversampling"]
