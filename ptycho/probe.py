@@ -187,7 +187,7 @@ def seed_modes(wave: Tensor, modes: int, share: float = 0.02) -> Tensor:
     One wave becomes the modes of a Gaussian source of sigma = 0.15 / k_aperture behind it (``source.py``), strongest first: a third of
     the electrons in all but the first. Modes must begin strong, since their power moves slowly: from 2 % each they are still at 2 %
     after many passes, and worse than one wave, where a source of 0.4 Å wants them at 17 %; begun here they are better than one wave
-    for a source of 0.4 Å at 790 and 1500 e/Å^2 (benchmarks/publication.py T02). To several modes others of the kind are added
+    for a source of 0.4 Å at 1500 e/Å^2 (benchmarks/publication.py T02). To several modes others of the kind are added
     with ``share`` of the power each.
     """
     have = wave.shape[0]
