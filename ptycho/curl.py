@@ -12,10 +12,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ptycho.bright_field import BrightField
-from ptycho.pose import Matrix, turn
+from ptycho.pose import MIRROR, Matrix, turn
 
 _FREQUENCIES, _LEAST_CYCLES = 250, 1.5
-_MIRROR = np.diag([-1.0, 1.0])
 
 
 @dataclass(frozen=True)
@@ -39,7 +38,7 @@ def fit_curl(bright: BrightField) -> tuple[Curl, Curl]:
     direction = q / np.linalg.norm(q, axis=1, keepdims=True)
     fits = []
     for mirrored in (False, True):
-        v = field @ _MIRROR if mirrored else field
+        v = field @ MIRROR if mirrored else field
         # A^T v with A^T = [[c, -s], [s, c]]; its part across q, u_y q_x - u_x q_y = c C + s D.
         across = v[:, 0] * direction[:, 1] - v[:, 1] * direction[:, 0]
         along = -(v[:, 1] * direction[:, 1] + v[:, 0] * direction[:, 0])
@@ -49,7 +48,7 @@ def fit_curl(bright: BrightField) -> tuple[Curl, Curl]:
         theta = 0.5 * np.arctan2(-2 * cross, d2 - c2)
         left = np.abs(across * np.cos(theta) + along * np.sin(theta)) ** 2
         a = turn(float(np.degrees(theta)))
-        fits.append(Curl(_MIRROR @ a if mirrored else a, float(left.sum()) / max(total, 1e-30)))
+        fits.append(Curl(MIRROR @ a if mirrored else a, float(left.sum()) / max(total, 1e-30)))
     fits.sort(key=lambda fit: fit.share)
     return fits[0], fits[1]
 

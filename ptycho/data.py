@@ -186,13 +186,18 @@ class Dataset4D:
         )
 
     @property
+    def rotation_deg(self) -> float:
+        """Of the scan relative to the detector; 0 when nothing is known of it."""
+        return float(self._value("rotation_deg", 0.0))
+
+    @property
     def scan_axes(self) -> NDArray[np.float64]:
         """(2, 2): rows are where one step along the slow and the fast axis of the nominal scan goes, (y, x) in the detector's axes.
 
         Positions are r = s @ scan_axes, so a gradient in scan axes is scan_axes @ (the gradient in the detector's axes).
         """
         # A raster of two unit vectors gives the linear map, so that the convention stays in one place.
-        corners = raster_positions_A((2, 2), (1.0, 1.0), float(self._value("rotation_deg", 0.0)), self._value("affine", _IDENTITY))
+        corners = raster_positions_A((2, 2), (1.0, 1.0), self.rotation_deg, self._value("affine", _IDENTITY))
         return np.stack([corners[2] - corners[0], corners[1] - corners[0]])
 
     def check_raster(self) -> None:
@@ -216,7 +221,7 @@ class Dataset4D:
 
     def _turned_positions(self) -> NDArray[np.float64]:
         if self.positions_A is None:
-            axes = (float(self._value("rotation_deg", 0.0)), self._value("affine", _IDENTITY))
+            axes = (self.rotation_deg, self._value("affine", _IDENTITY))
             raster = raster_positions_A(self.scan_shape, self.calibration["step_A"].value, *axes)
             return raster if self.points is None else raster[self.points]
         turned: NDArray[np.float64] = self.positions_A @ self.scan_axes

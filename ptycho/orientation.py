@@ -70,7 +70,7 @@ def _far(data: Dataset4D, one: Orientation) -> tuple[int, float]:
     """How far an orientation is from the data's: switches that differ, degrees."""
     now = data.preparation
     same = (one.transpose == now.transpose, one.flip_rows == now.flip_rows, one.flip_columns == now.flip_columns)
-    given = data.calibration["rotation_deg"].value if "rotation_deg" in data.calibration else 0.0
+    given = data.rotation_deg
     return 3 - sum(same), abs((one.rotation_deg - given + 180) % 360 - 180)
 
 
@@ -130,7 +130,7 @@ def disagreement(data: Dataset4D, centre_px: NDArray[np.float64] | None = None) 
     best, mirrored, now = found[0], found[4], data.preparation
     if best.agreement < _PLAIN or best.agreement - mirrored.agreement < _MARGIN or best.error_deg > _MOST_ERROR_DEG:
         return None
-    given = data.calibration["rotation_deg"].value if "rotation_deg" in data.calibration else 0.0
+    given = data.rotation_deg
     off = abs((best.rotation_deg - given + 180) % 360 - 180)
     same = (best.transpose, best.flip_rows, best.flip_columns) == (now.transpose, now.flip_rows, now.flip_columns)
     if same and off < max(_NOTABLE_DEG, 3 * best.error_deg):

@@ -173,7 +173,7 @@ def _repaired(data: Dataset4D, options: ModelOptions) -> tuple[Dataset4D, dict[s
     fit = fit_scan(data, options, workers=torch.get_num_threads())
     logger.info(f"scan: {fit}")
     # The fit acts behind the turn of the scan, the recipe's affine before it.
-    angle = np.deg2rad(float(data.calibration["rotation_deg"].value) if "rotation_deg" in data.calibration else 0.0)
+    angle = np.deg2rad(data.rotation_deg)
     turn = np.array([[np.cos(angle), np.sin(angle)], [-np.sin(angle), np.cos(angle)]])
     before = np.asarray(data.calibration["affine"].value if "affine" in data.calibration else np.eye(2))
     (a, b), (c, d) = (turn.T @ fit.affine.matrix @ turn @ before).tolist()

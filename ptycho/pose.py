@@ -15,6 +15,8 @@ from numpy.typing import NDArray
 from ptycho.geometry import raster_positions_A
 
 Matrix = NDArray[np.float64]
+#: y -> -y.
+MIRROR = np.diag([-1.0, 1.0])
 
 
 @dataclass(frozen=True)

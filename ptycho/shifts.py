@@ -18,13 +18,12 @@ from scipy import optimize
 from scipy.ndimage import map_coordinates
 
 from ptycho.bright_field import BrightField, spectra
-from ptycho.pose import Matrix, turn
+from ptycho.pose import MIRROR, Matrix, turn
 
 #: Differences of k up to this share of the disk's diameter: beyond, few pairs overlap.
 _REACH = 0.5
 #: At most so many differences and angles are looked at.
 _DIFFERENCES, _ANGLES = 300, 180
-_MIRROR = np.diag([-1.0, 1.0])
 
 
 @dataclass(frozen=True)
@@ -87,7 +86,7 @@ def fit_shifts(bright: BrightField, widest_A: float) -> tuple[Shifts, Shifts]:
 
 def _similar(size: float, angle_deg: float, mirrored: bool) -> Matrix:
     """A^T times a number: a turn, a mirror if wanted, and a scale; astigmatism is left to what comes after."""
-    forward = _MIRROR @ turn(angle_deg) if mirrored else turn(angle_deg)
+    forward = MIRROR @ turn(angle_deg) if mirrored else turn(angle_deg)
     return size * forward.T
 
 

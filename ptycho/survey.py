@@ -154,7 +154,7 @@ def measure_disk(mean_pattern: NDArray[Any]) -> Disk | None:
 
 
 def find_disk(mean_pattern: NDArray[Any]) -> tuple[float, float, float] | None:
-    """Centre y, x and radius in pixels of the bright-field disk , as :func:`measure_disk` finds them; None without a disk."""
+    """Centre y, x and radius in pixels of the bright-field disk, as :func:`measure_disk` finds them; None without a disk."""
     disk = measure_disk(mean_pattern)
     return None if disk is None else (*disk.centre, disk.radius_px)
 

@@ -98,8 +98,7 @@ def report(
 def _pose_of(data: Dataset4D) -> Pose:
     """The flips with which the data are read, and the rotation that they were told."""
     reading = data.preparation
-    given = float(data.calibration["rotation_deg"].value) if "rotation_deg" in data.calibration else 0.0
-    return Pose(reading.transpose, reading.flip_rows, reading.flip_columns, given)
+    return Pose(reading.transpose, reading.flip_rows, reading.flip_columns, data.rotation_deg)
 
 
 def _candidates(guesses: list[Guess], like: Pose, entrance: float) -> tuple[Candidate, ...]:
@@ -123,8 +122,7 @@ def _joined(*parts: str) -> str:
 
 def _in_frame(optics: Optics, change: Matrix) -> Optics:
     """The same optics in a turned or mirrored frame of the detector: A -> P A, C -> P C P^T."""
-    c = np.array([[optics.C10_A - optics.C12a_A, optics.C12b_A], [optics.C12b_A, optics.C10_A + optics.C12a_A]])
-    c = change @ c @ change.T
+    c = change @ optics.curvature_A @ change.T
     return Optics.of(change @ optics.orientation, float(np.trace(c)) / 2, float(c[1, 1] - c[0, 0]) / 2, float(c[0, 1]))
 
 

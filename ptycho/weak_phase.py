@@ -24,7 +24,7 @@ from torch import Tensor
 
 from ptycho.aberrations import Aberration, Aberrations
 from ptycho.bright_field import BrightField, spectra
-from ptycho.pose import Matrix, turn
+from ptycho.pose import MIRROR, Matrix, turn
 
 #: Spatial frequencies of the scan that are looked at: the strongest; those nearest to zero belong to the window.
 _FREQUENCIES, _LEAST_CYCLES = 250, 1.5
@@ -36,7 +36,6 @@ _ASTIGMATISM, _FREE_RAD = 0.3, 0.5
 _COARSE_FREQUENCIES, _COARSE_PARTS = 100, 200
 #: The coarse grid near focus: angles in degrees and radians at the disk's edge.
 _SCAN_ANGLES, _SCAN_RADIANS = tuple(range(5, 180, 12)), tuple(range(-8, 9))
-_MIRROR = np.diag([-1.0, 1.0])
 
 
 @dataclass(frozen=True)
@@ -52,7 +51,12 @@ class Optics:
     @property
     def orientation(self) -> Matrix:
         """The matrix A."""
-        return _MIRROR @ turn(self.angle_deg) if self.mirrored else turn(self.angle_deg)
+        return MIRROR @ turn(self.angle_deg) if self.mirrored else turn(self.angle_deg)
+
+    @property
+    def curvature_A(self) -> Matrix:
+        """C of chi = pi lambda k.C.k, (y, x): what displaces the image of k, by -lambda C k."""
+        return np.array([[self.C10_A - self.C12a_A, self.C12b_A], [self.C12b_A, self.C10_A + self.C12a_A]])
 
     @property
     def twin(self) -> Optics:
@@ -68,7 +72,7 @@ class Optics:
     def of(cls, orientation: Matrix, C10_A: float, C12a_A: float = 0.0, C12b_A: float = 0.0) -> Optics:
         """From an orthogonal matrix."""
         mirrored = bool(np.linalg.det(orientation) < 0)
-        a = _MIRROR @ orientation if mirrored else orientation
+        a = MIRROR @ orientation if mirrored else orientation
         return cls(float(np.degrees(np.arctan2(a[0, 1], a[1, 1]))), mirrored, C10_A, C12a_A, C12b_A)
 
 
@@ -107,8 +111,7 @@ class WeakPhase:
 
     def displacement(self, optics: Optics, q: Tensor) -> Tensor:
         """exp(2 pi i lambda k.C.Q), (q, k): what the displacement of the image of k makes of frequencies ``q`` (n, 2) of the scan in 1/Å."""
-        c = np.array([[optics.C10_A - optics.C12a_A, optics.C12b_A], [optics.C12b_A, optics.C10_A + optics.C12a_A]])
-        angle = 2 * math.pi * self.bright.wavelength_A * (q @ torch.from_numpy(optics.orientation.T @ c).float() @ self.k.T)
+        angle = 2 * math.pi * self.bright.wavelength_A * (q @ torch.from_numpy(optics.orientation.T @ optics.curvature_A).float() @ self.k.T)
         return torch.polar(torch.ones_like(angle), angle)
 
     def _transfer(self, numbers: Tensor, mirrored: bool, q: Tensor) -> Tensor:

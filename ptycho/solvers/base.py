@@ -174,8 +174,9 @@ class Settings:
         """The constraints that act: the given ones, or those that suit the loss and the model."""
         if self.constraints is not None:
             return self.constraints
-        light = model.illumination()
-        constraints = default_constraints(loss.name == "poisson", float(light[scanned(light)].mean()))
+        few = loss.name == "poisson"
+        # Many counts need no dose, and to know it is a transform of the whole canvas.
+        constraints = default_constraints(few, _electrons_per_pixel(model) if few else math.inf)
         if model.object.transmission.shape[1] == 1:
             return constraints
         return replace(constraints, slice_smoothing=SliceSmoothing(sigma_A=_SMOOTHING * depth_of_field_A(model)))
@@ -208,6 +209,11 @@ def default_constraints(few_counts: bool, electrons_per_pixel: float) -> Constra
         probe_power=None if few_counts else ProbePower(),
         orthogonal_modes=OrthogonalModes(),
     )
+
+
+def _electrons_per_pixel(model: Ptychography) -> float:
+    light = model.illumination()
+    return float(light[scanned(light)].mean())
 
 
 def depth_of_field_A(model: Ptychography) -> float:
