@@ -25,7 +25,8 @@ Index: TypeAlias = NDArray[Any] | slice | list[int] | None
 Affine: TypeAlias = tuple[tuple[float, float], tuple[float, float]]
 
 _IDENTITY: Affine = ((1.0, 0.0), (0.0, 1.0))
-_BLOCK_BYTES = 16 << 20
+#: Patterns that are looked at together, as float32: they stay in a core's cache.
+_BLOCK_BYTES = 1 << 20
 _SURVEY_ALL_BYTES = 2 << 30
 _SURVEY_FRAMES = 400
 #: Share of the bright-field disk from which the rest of it is known.
@@ -103,7 +104,7 @@ class Dataset4D:
         return survey
 
     def _survey_blocks(self) -> Iterator[tuple[NDArray[np.int64], NDArray[np.float32]]]:
-        """(position numbers, electrons) in blocks of about 16 MB: all of them, or 400 spread ones of more than 2 GB."""
+        """(position numbers, electrons) in small blocks: all of them, or 400 spread ones of more than 2 GB."""
         pixels = int(np.prod(self.source.header.frame_shape))
         positions = np.arange(self.n_positions)
         if not self.survey_all and pixels * self.source.header.dtype.itemsize * self.n_positions > _SURVEY_ALL_BYTES:

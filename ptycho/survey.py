@@ -64,16 +64,23 @@ def survey_patterns(blocks: Blocks, shape: tuple[int, int], factor: int, name: s
     lowest, highest = np.inf, -np.inf
     for numbers, patterns in blocks:
         surveyed.append(numbers)
-        good = find_measured(patterns)
-        finite += np.isfinite(patterns).sum(0)
-        patterns = np.where(good, patterns, np.float32(0))
-        total += patterns.sum(0, dtype=np.float64)
-        measured += good.sum(0)
-        bad_pixels.append((~good).sum((1, 2)))
-        sums.append(patterns.sum((1, 2), dtype=np.float64))
-        if good.any():
-            lowest = min(lowest, float(patterns.min(where=good, initial=np.inf)))
-            highest = max(highest, float(patterns.max(where=good, initial=-np.inf)))
+        least, most = float(patterns.min()), float(patterns.max())
+        if least >= -1 and np.isfinite(most):  # all are measured, as in nearly every block; NaN is never >= -1
+            finite += len(patterns)
+            measured += len(patterns)
+            bad_pixels.append(np.zeros(len(patterns), np.int64))
+        else:
+            good = find_measured(patterns)
+            finite += np.isfinite(patterns).sum(0)
+            measured += good.sum(0)
+            bad_pixels.append((~good).sum((1, 2)))
+            least = float(patterns.min(where=good, initial=np.inf))
+            most = float(patterns.max(where=good, initial=-np.inf))
+            patterns = np.where(good, patterns, np.float32(0))
+        # Sums of one block in float32, which is exact for counts, and of blocks in float64.
+        total += patterns.sum(0)
+        sums.append(patterns.reshape(len(patterns), -1).sum(1).astype(np.float64))
+        lowest, highest = min(lowest, least), max(highest, most)
     if not measured.any():
         raise DataError(f"{name}: no pixel is usable, all are NaN or below -1 electron; check the file, dark and adu_per_electron")
     if lowest == highest:

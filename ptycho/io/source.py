@@ -39,6 +39,10 @@ def gather(
 ) -> NDArray[Any]:
     """Frames (n, ky, kx) in the order asked for, read in the order of the file: ``read_run(first, out)`` fills consecutive ones."""
     frames = np.asarray(frames, np.int64)
+    if len(frames) and (np.diff(frames) == 1).all():  # the usual case, without sorting
+        out = np.empty((len(frames), *frame_shape), dtype)
+        read_run(int(frames[0]), out)
+        return out
     distinct, back = np.unique(frames, return_inverse=True)
     out = np.empty((len(distinct), *frame_shape), dtype)
     at = 0
