@@ -174,7 +174,12 @@ class Simulated:
         return read(self.patterns, **{**known, **changes})
 
     def compare(self, result: Result, cutoff_invA: float | None = None, margin_A: float | None = None) -> Agreement:
-        """The summed phase of a reconstruction against the truth, see :func:`ptycho.metrics.compare_with_truth`."""
+        """The summed phase of a reconstruction against the truth, see :func:`ptycho.metrics.compare_with_truth`.
+
+        ``cutoff_invA`` is the limit of the detector by default: a grid that is simulated beyond its edge holds what nothing has measured.
+        """
+        simulation = self.simulation
+        cutoff_invA = cutoff_invA or simulation.pattern_px / 2 * simulation.pixel_invA
         low, high = result.positions_A.min(0), result.positions_A.max(0)
         (y, x), (height, width) = (low + high) / 2, high - low
         phase = result.phase.sum(0)

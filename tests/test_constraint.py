@@ -13,6 +13,7 @@ from ptycho.constraint import (
     GridFilter,
     LowPass,
     OrthogonalModes,
+    PhaseRamp,
     PositivePhase,
     ProbeAperture,
     ProbePower,
@@ -51,6 +52,17 @@ def test_only_what_is_due_is_applied():
     torch.testing.assert_close(model.object.transmission.detach(), before, rtol=0, atol=0)
     Constraints(pure_phase=PurePhase(start=2)).apply(model, 2)
     assert (model.object.transmission.abs() - 1).abs().max() < 1e-12
+
+
+@pytest.mark.parametrize("held", [frozenset({"object"}), frozenset({"probe"})])
+def test_what_is_not_learned_is_not_touched(held):
+    model = noisy()
+    before = [parameter.detach().clone() for parameter in model.parameters()]
+    everything = Constraints(pure_phase=PurePhase(), phase_ramp=PhaseRamp(), probe_power=ProbePower(electrons=123.0))
+    everything.apply(model, 1, held)
+    same = {name: bool((p.detach() == b).all()) for (name, p), b in zip(model.named_parameters(), before, strict=True)}
+    assert same["object.transmission"] == ("object" in held)
+    assert same["probe.wave"] == ("probe" in held)
 
 
 @pytest.mark.parametrize(

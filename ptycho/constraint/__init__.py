@@ -84,10 +84,10 @@ class Constraints:
         if self.object_scale is not None and self.probe_power is not None:
             raise RecipeError("object_scale and probe_power both decide about the probe's power: leave one of them out")
 
-    def apply(self, model: Ptychography, epoch: int) -> None:
-        """Impose all that are due after this epoch."""
+    def apply(self, model: Ptychography, epoch: int, held: frozenset[str] = frozenset()) -> None:
+        """Impose all that are due after this epoch; the parts ``held`` (object, probe) are known, or not yet learned, and stay."""
         with torch.no_grad():
             for entry in fields(self):
                 constraint: Constraint | None = getattr(self, entry.name)
-                if constraint is not None and constraint.due(epoch):
+                if constraint is not None and constraint.due(epoch) and not constraint.acts_on & held:
                     constraint.apply(model)

@@ -17,6 +17,8 @@ class Constraint:
     """Imposed after epoch ``start``, ``start + every``, ... up to ``stop`` (0: to the end)."""
 
     __pydantic_config__: ClassVar = {"extra": "forbid", "allow_inf_nan": False}  # for recipe.py
+    #: The parts of the model that it changes.
+    acts_on: ClassVar[frozenset[str]] = frozenset({"object"})
 
     start: int = 1
     stop: int = 0

@@ -24,6 +24,8 @@ class PhaseRamp(Constraint):
     the edge of its window).
     """
 
+    acts_on = frozenset({"object", "probe"})
+
     def apply(self, model: Ptychography) -> None:
         """Turn the ramp that the scanned field has on average over to the probe."""
         transmission = model.object.transmission.data
@@ -41,6 +43,8 @@ class CentreProbe(Constraint):
 
     P(r - R) = [P(r + c)](r - R - c) (exactly so for a probe that is dark at the edge of its window).
     """
+
+    acts_on = frozenset({"probe"})
 
     def apply(self, model: Ptychography) -> None:
         """Shift all modes back and all positions forth, as far as the canvas has room."""
@@ -62,6 +66,8 @@ class ObjectScale(Constraint):
 
     The probe then carries the mean electrons per pattern by itself, without being told a power as by ``probe_power``.
     """
+
+    acts_on = frozenset({"object", "probe"})
 
     def apply(self, model: Ptychography) -> None:
         """Divide the slices, multiply the probe."""

@@ -17,6 +17,8 @@ from ptycho.probe import orthogonalise
 class ProbeSupport(Constraint):
     """The probe is dark beyond ``radius_A`` from the window's centre; its intensity fades over ``edge_A`` outside of it."""
 
+    acts_on = frozenset({"probe"})
+
     radius_A: float
     edge_A: float = 1.0
 
@@ -41,6 +43,8 @@ class ProbeAperture(Constraint):
     that of an evenly lit aperture, which keeps the phase of each and the total power; less goes that share of the way each time. A flat
     aperture fixes the probe's tilt as well: leave ``phase_ramp`` out with it.
     """
+
+    acts_on = frozenset({"probe"})
 
     semiangle_mrad: float
     edge_mrad: float = 0.0
@@ -74,6 +78,8 @@ class ProbeAperture(Constraint):
 class ProbePower(Constraint):
     """Keeps the probe's total power at ``electrons`` per pattern (0: what it was at the start), so that it does not trade with the object."""
 
+    acts_on = frozenset({"probe"})
+
     electrons: float = 0.0
 
     def __post_init__(self) -> None:
@@ -92,6 +98,8 @@ class ProbePower(Constraint):
 @dataclass(frozen=True)
 class OrthogonalModes(Constraint):
     """Probe modes orthogonal and sorted by power; the intensity does not change. A first mode that varies with the position stays as it is."""
+
+    acts_on = frozenset({"probe"})
 
     def apply(self, model: Ptychography) -> None:
         """Rotate the modes onto the eigenvectors of their Gram matrix."""

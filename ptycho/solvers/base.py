@@ -91,6 +91,11 @@ class Due:
     blur: bool = False
 
     @property
+    def held(self) -> frozenset[str]:
+        """Which of object and probe stay as they are."""
+        return frozenset(name for name in ("object", "probe") if not getattr(self, name))
+
+    @property
     def refines(self) -> bool:
         """Whether there is more to do than object and probe."""
         return any(due for name, due in vars(self).items() if name not in ("object", "probe"))
@@ -298,7 +303,7 @@ class _Passes:
                     measured += len(index)
             step.end_epoch()
             if self._finite():
-                self.constraints.apply(self.engine.model, epoch)
+                self.constraints.apply(self.engine.model, epoch, self.settings.update.due(epoch).held)
         return 2 * float(total) / (measured * float(mask.sum()))
 
     @torch.no_grad()
