@@ -16,7 +16,7 @@ from ptycho.forecast import disk_bytes, epoch_seconds, peak_bytes
 from ptycho.geometry import Geometry
 from ptycho.memory import free_bytes
 from ptycho.solvers import Solver
-from ptycho.start import ModelOptions, defocus_blur_A, window_px
+from ptycho.start import ModelOptions, defocus_blur_A, object_pixel_A, window_px
 
 #: Neighbouring probes should share so much of their diameter, and each place be seen so many times: by a thin specimen, by a thick one.
 _LINEAR, _AREAL, _AREAL_THICK = 0.6, 5.0, 10.0
@@ -82,7 +82,7 @@ class Plan:
     @property
     def dose_e_per_A2(self) -> float:
         """Electrons on each Å²."""
-        return self.data.beam_electrons / self.area_A2
+        return self.geometry.dose_e_per_A2(self.data.beam_electrons)
 
 
 def check(plan: Plan) -> tuple[Check, ...]:
@@ -172,7 +172,7 @@ def _detector(plan: Plan) -> Check:
 
 def _propagated(plan: Plan) -> Check:
     g, o = plan.geometry, plan.options
-    pixel = 1 / (window_px(g, o) * g.pixel_invA)
+    pixel = object_pixel_A(g, o)
     if o.slices == 1:
         return Check("band limit", f"object pixel {pixel:.3g} Å, one slice: nothing is propagated")
     passed = o.band_limit / (2 * pixel) / g.aperture_invA
@@ -182,7 +182,7 @@ def _propagated(plan: Plan) -> Check:
 
 
 def _determined(plan: Plan) -> Check:
-    o, pixel = plan.options, 1 / (window_px(plan.geometry, plan.options) * plan.geometry.pixel_invA)
+    o, pixel = plan.options, object_pixel_A(plan.geometry, plan.options)
     asked = 2 * o.slices * o.object_states * plan.area_A2 / pixel**2
     mean = np.sort(np.where(plan.data.mask, plan.data.survey().mean_pattern, 0).clip(0), axis=None)[::-1]
     lit = int(np.searchsorted(np.cumsum(mean), 0.99 * mean.sum())) + 1
@@ -202,7 +202,7 @@ def _dose(plan: Plan) -> Check:
 
 def _slices(plan: Plan) -> Check:
     g, thicknesses = plan.geometry, plan.options.thicknesses_A
-    field = g.wavelength_A / (g.semiangle_mrad * 1e-3) ** 2
+    field = g.depth_of_field_A
     if len(thicknesses) == 1:
         return Check("slices", f"one, for specimens thinner than about {field / 2:.2g} Å (depth of field {field:.3g} Å)")
     total, thickest = sum(thicknesses), max(thicknesses)

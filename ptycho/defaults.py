@@ -10,8 +10,8 @@ from ptycho.geometry import Geometry
 from ptycho.solvers import Gradient, Updates
 from ptycho.solvers.base import default_constraints
 from ptycho.solvers.stop import Stop
-from ptycho.stages import coarse_view
-from ptycho.start import ModelOptions, probe_diameter_A
+from ptycho.stages import coarse_view, seen_through
+from ptycho.start import ModelOptions, object_pixel_A, probe_diameter_A
 
 #: While a thick object finds its columns its slices are all but one: smoothed over this many depths of field.
 _TOGETHER = 2.5
@@ -43,22 +43,18 @@ def default_stages(geometry: Geometry, options: ModelOptions, electrons: float, 
         first = Gradient(epochs=4, memory=(0.1, 0.2), bin=bins, detector_px=size, update=early)
         fine = Gradient(epochs=40, memory=(0.2, 1.0), anneal_epochs=8, update=late, stop=Stop(patience=4, min_epochs=12))
         return (replace(fine, memory=(0.1, 1.0), anneal_epochs=12),) if view is None else (first, fine)
-    depth_A = 1 / (geometry.wavelength_A * geometry.aperture_invA**2)
 
-    def smoothed(share: float, pixels: int) -> Constraints:
-        smoothing = SliceSmoothing(sigma_A=float(f"{share * depth_A:.3g}"))
-        pixel_A = 1 / (pixels * geometry.pixel_invA)
-        common = default_constraints(few_counts, geometry.dose_e_per_A2(electrons) * pixel_A**2)
+    def smoothed(share: float, seen: Geometry) -> Constraints:
+        smoothing = SliceSmoothing(sigma_A=float(f"{share * geometry.depth_of_field_A:.3g}"))
+        common = default_constraints(few_counts, geometry.dose_e_per_A2(electrons) * object_pixel_A(seen, options) ** 2)
         return replace(common, slice_smoothing=smoothing, amplitude=None if few_counts else _ABSORBING)
 
-    whole = max(geometry.pattern_shape)
-    coarse = size * bins or whole
-
+    coarse = seen_through(geometry, view)
     probes = geometry.scan_area_A2 / (math.pi / 4 * probe_diameter_A(geometry, sum(options.thicknesses_A)) ** 2)
     batch = min(max(4, round(probes)), 64)
     together = Gradient(epochs=40, batch=batch, memory=(0.05, 0.5), constraints=smoothed(_TOGETHER, coarse), bin=bins, detector_px=size, update=early)
     apart = Gradient(epochs=30, batch=batch, memory=(0.3, 1.0), constraints=smoothed(_APART, coarse), bin=bins, detector_px=size, update=early)
-    fine = Gradient(epochs=24, batch=32, memory=(0.5, 1.0), constraints=smoothed(_FREE, whole), update=late)
+    fine = Gradient(epochs=24, batch=32, memory=(0.5, 1.0), constraints=smoothed(_FREE, geometry), update=late)
     return (
         replace(together, anneal_epochs=24, stop=Stop(patience=6, min_epochs=30)),
         replace(apart, anneal_epochs=12, stop=Stop(patience=5, min_epochs=17)),

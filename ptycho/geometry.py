@@ -89,6 +89,11 @@ class Geometry:
         return self.aperture_invA / self.pixel_invA
 
     @property
+    def depth_of_field_A(self) -> float:
+        """lambda / alpha^2 in Å."""
+        return 1 / (self.wavelength_A * self.aperture_invA**2)
+
+    @property
     def defocus_A(self) -> float:
         """Nominal defocus in Å, positive for underfocus (-C10)."""
         return -sum(term.a for term in self.aberrations if (term.n, term.m) == (1, 0))

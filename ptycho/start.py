@@ -154,7 +154,7 @@ def start(geometry: Geometry, options: ModelOptions, electrons: float, mask: NDA
     known = known or Known()
     window = window_px(geometry, options)
     size = window * options.oversample
-    pixel_A = 1 / (window * geometry.pixel_invA)
+    pixel_A = object_pixel_A(geometry, options)
     wave = _probe(geometry, options, size, pixel_A, electrons, known)
     passed = aperture(*frequency_grid(size, pixel_A), _APERTURE_ROOM * geometry.aperture_invA, 2 / (size * pixel_A))
     probe = Probe(wave, pixel_A, geometry.wavelength_A, _REFINABLE, passed, options.source_A, options.opr_modes)
@@ -183,6 +183,11 @@ def start(geometry: Geometry, options: ModelOptions, electrons: float, mask: NDA
 def window_px(geometry: Geometry, options: ModelOptions) -> int:
     """Side of the simulated pattern in detector pixels, a size that transforms fast."""
     return int(next_fast_len(max(geometry.pattern_shape) + 2 * options.pad_for(max(geometry.pattern_shape))))
+
+
+def object_pixel_A(geometry: Geometry, options: ModelOptions) -> float:
+    """Pixel of the object and of the probe in Å, without ``oversample``, which makes the window larger and not the pixel finer."""
+    return 1 / (window_px(geometry, options) * geometry.pixel_invA)
 
 
 def canvas_origin_A(geometry: Geometry, size: int, pixel_A: float) -> NDArray[np.float64]:
