@@ -228,11 +228,12 @@ def _gain(model: Ptychography) -> list[Finding]:
     if not power > _VANISHED:
         return []  # told already
     light = model.illumination()
-    amplitude = float(model.object.transmission.abs().mean((0, 1))[light > 0.5 * light.max()].mean()) ** model.object.transmission.shape[1]
-    if 1 / _POWER < power < _POWER and 1 / _AMPLITUDE < amplitude < _AMPLITUDE:
+    # What passes all slices one behind the other: the mean slice to the power of their number would count a dark column in every pixel.
+    passed = float(model.object.transmission.abs().square().prod(1).mean(0)[light > 0.5 * light.max()].mean())
+    if 1 / _POWER < power < _POWER and 1 / _AMPLITUDE**2 < passed < _AMPLITUDE**2:
         return []
     sentence = (
-        f"the probe has {power:.2f} times the electrons of a pattern and the object transmits {amplitude**2:.2f} of them; "
+        f"the probe has {power:.2f} times the electrons of a pattern and the object transmits {passed:.2f} of them; "
         "use constraints.probe_power or pure_phase, and check adu_per_electron, dark and mask"
     )
     return [Finding("gain", sentence)]
