@@ -55,7 +55,7 @@ def parallel_png(ranges: Sequence[Range], rows: Sequence[Row]) -> bytes:
 def importance_png(ranges: Sequence[Range], rows: Sequence[Row], importances: Mapping[str, float]) -> bytes:
     """Held-out deviance against each value that was varied, best trials dark, and the share of each key in what makes trials good; a PNG file."""
     done = _done(ranges, rows)
-    columns = min(len(ranges), 3)
+    columns = min(max(len(ranges), 2), 3)
     lines = math.ceil(len(ranges) / columns)
     below = 0.35 + 0.24 * len(importances) if importances else 0.0
     page = Page(0.55 + 2.75 * columns, 0.2 + 2.35 * lines + below + (0.35 if importances else 0.0))

@@ -6,11 +6,13 @@ import json
 import tomllib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, TypeAlias
+from typing import TYPE_CHECKING, Any, TypeAlias
 
 from ptycho.errors import RecipeError
-from ptycho.geometry import Geometry
-from ptycho.start import ModelOptions
+
+if TYPE_CHECKING:
+    from ptycho.geometry import Geometry
+    from ptycho.start import ModelOptions
 
 Value: TypeAlias = float | int | bool | str
 

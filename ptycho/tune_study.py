@@ -110,8 +110,11 @@ class Search:
             if not self._study.get_trials(deepcopy=False, states=(TrialState.WAITING,)):
                 return None
             trial = self._study.ask()
-            trial.set_user_attr("worker", worker)
             attrs = trial.user_attrs
+            if "slot" not in attrs:  # a lock that was taken by force let two in, and the other was first
+                self._study.tell(trial, state=TrialState.FAIL)
+                return None
+            trial.set_user_attr("worker", worker)
             values = {} if attrs.get("as_it_is") else {key: _suggest(trial, key, d) for key, d in self._distributions.items()}
         self._trials[trial.number] = trial
         return Claim(int(attrs["slot"]), trial.number, values)
