@@ -34,10 +34,11 @@ def parallel_png(ranges: Sequence[Range], rows: Sequence[Row]) -> bytes:
         axes.plot(heights[number], color=colours[number], linewidth=2.0 if best else 0.8, alpha=1.0 if best else 0.7, zorder=3 if best else 2)
         if done[number].slot == 0:
             axes.plot(heights[number], color=_TWO, linewidth=1.4, linestyle="--", zorder=4, label="the recipe's own values")
+    paper = {"facecolor": "white", "edgecolor": "none", "alpha": 0.8, "pad": 0.8}
     for place, r in enumerate(ranges):
         axes.axvline(place, color=_GREY, linewidth=0.7, zorder=1)
         for at, text in _ticks(r):
-            axes.text(place - 0.03, at, text, fontsize=7, color=INK, ha="right", va="center")
+            axes.text(place - 0.03, at, text, fontsize=7, color=INK, ha="right", va="center", bbox=paper, zorder=5)
         axes.text(place, 1.07, r.key.replace(".", ".\n", 1), fontsize=7.5, color=INK, ha="center", va="bottom")
     last = len(ranges)
     axes.axvline(last, color=_GREY, linewidth=0.7, zorder=1)
@@ -86,6 +87,9 @@ def _show_values(axes: Axes, r: Range, done: Sequence[Row], labelled: bool) -> N
         axes.set_xlim(-0.5, len(r.choices) - 0.5)
     elif r.log:
         axes.set_xscale("log")
+        axes.minorticks_off()
+        axes.set_xticks([value for _, value in _marks(r, 3)], [f"{value:.2g}" for _, value in _marks(r, 3)])
+        axes.set_xlim(r.low / 1.1, r.high * 1.1)
     axes.set_xlabel(r.key, fontsize=8, color=INK)
     if labelled:
         axes.set_ylabel("held-out deviance", fontsize=8, color=INK)
@@ -113,8 +117,13 @@ def _place(r: Range, value: Value) -> float:
 def _ticks(r: Range) -> list[tuple[float, str]]:
     if r.choices:
         return [(_place(r, choice), str(choice)) for choice in r.choices]
-    between = np.geomspace(r.low, r.high, 5) if r.log else np.linspace(r.low, r.high, 5)
-    return [(number / 4, f"{value:.3g}") for number, value in enumerate(between)]
+    return [(height, f"{value:.3g}") for height, value in _marks(r, 5)]
+
+
+def _marks(r: Range, count: int) -> list[tuple[float, float]]:
+    """(height on the axis, value) of so many values from end to end."""
+    between = np.geomspace(r.low, r.high, count) if r.log else np.linspace(r.low, r.high, count)
+    return [(number / (count - 1), float(value)) for number, value in enumerate(between)]
 
 
 def _open(axes: Axes) -> None:

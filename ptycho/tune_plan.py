@@ -32,12 +32,17 @@ class Plan:
     prune: bool
 
     @property
-    def own(self) -> dict[str, Value] | None:
-        """The recipe's own values of what is varied; None when one is open or outside of its range: the recipe is then tried as it is."""
+    def written(self) -> dict[str, Value]:
+        """The recipe's own values of what is varied, of those that it does not leave open."""
         tree = tomllib.loads(self.recipe.text())
         values = {r.key: own_value(tree, r.key) for r in self.ranges}
-        known = {r.key: value for r in self.ranges if (value := values[r.key]) is not None and r.holds(value)}
-        return known if len(known) == len(values) else None
+        return {key: value for key, value in values.items() if value is not None}
+
+    @property
+    def own(self) -> dict[str, Value] | None:
+        """The same; None when one is open or outside of its range: the recipe is then tried as it is."""
+        known = self.written
+        return known if all(r.key in known and r.holds(known[r.key]) for r in self.ranges) else None
 
     def text(self) -> str:
         """As JSON, beside the recipe."""

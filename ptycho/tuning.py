@@ -12,6 +12,7 @@ import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -93,7 +94,9 @@ def carried_out(plan: Plan, folder: Path, trials: int, workers: int, device: str
             work(search, short, pulse, stopped, teller)
         else:
             _with_processes(search, folder, workers, place.type, pulse, stopped, teller)
-    found = Tuned(folder, plan.ranges, search.rows(), search.importances())
+    # A recipe that was tried as it is has no values of the search's.
+    rows = tuple(row if row.slot or row.values else replace(row, values=plan.written) for row in search.rows())
+    found = Tuned(folder, plan.ranges, rows, search.importances())
     if found.complete and found.ranked:
         _write(found, trials_csv(found))
     return found
