@@ -30,6 +30,7 @@ _PUBLIC = {
     "save": "ptycho.io.result_file",
     "reconstruct": "ptycho.pipeline",
     "calibrate": "ptycho.calibration",
+    "tune": "ptycho.tuning",
     "parallax": "ptycho.tilt_corrected",
     "Recipe": "ptycho.recipe",
     "Result": "ptycho.result",
@@ -57,7 +58,7 @@ _RENAMED = {"load": "load_result", "save": "save_result"}
 __all__ = [
     "EPIE", "Dataset4D", "Geometry", "Gradient", "MixedState", "PtychoError", "Recipe", "Result", "Simulation",
     "__version__", "annulus", "calibrate", "com", "dcom", "idpc", "load", "obf", "parallax", "read", "reconstruct", "save", "segments", "simulate",
-    "ssb", "virtual_image", "virtual_images", "wdd", "write_empad", "write_hdf5",
+    "ssb", "tune", "virtual_image", "virtual_images", "wdd", "write_empad", "write_hdf5",
 ]  # fmt: skip
 
 if TYPE_CHECKING:
@@ -85,6 +86,7 @@ if TYPE_CHECKING:
     from ptycho.solvers import Gradient as Gradient
     from ptycho.solvers import MixedState as MixedState
     from ptycho.tilt_corrected import parallax as parallax
+    from ptycho.tuning import tune as tune
     from ptycho.virtual import annulus as annulus
     from ptycho.virtual import segments as segments
     from ptycho.virtual import virtual_image as virtual_image

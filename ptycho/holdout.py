@@ -40,12 +40,13 @@ class Split:
         return cls(np.arange(count), np.arange(0), reason)
 
 
-def hold_out(positions: NDArray[np.floating], diameter: float, seed: int = 0) -> Split:
+def hold_out(positions: NDArray[np.floating], diameter: float, seed: int = 0, share: float = _MOST_SHARE) -> Split:
     """Small blocks of positions, spread over the field, each with a guard ring; a function of the arguments and nothing else.
 
     ``positions`` (N, 2) and the ``diameter`` of the probe have the same unit. Neighbouring probes see the same atoms, so that a block of
     four is held out whole and its neighbours belong to neither set. Where such a hole, four steps wide, would be too wide for
-    the probe, or the scan too small for it, single positions without a guard are taken; where even these leave a hole, none.
+    the probe, or the scan too small for it, single positions without a guard are taken; where even these leave a hole, none. At most
+    ``share`` of the scan is taken from the solvers.
     """
     count = len(positions)
     if count < _FEWEST:
@@ -56,9 +57,9 @@ def hold_out(positions: NDArray[np.floating], diameter: float, seed: int = 0) ->
         return Split.whole(count, "all positions are one place")
     if 2 * spacing > _WIDEST_HOLE * diameter:
         return Split.whole(count, f"a scan step of {spacing / diameter:.0%} of the probe's diameter leaves no pattern to spare")
-    blocks = 4 * spacing <= _WIDEST_HOLE * diameter and _MOST_SHARE * count >= _HOLE * _FEWEST_HELD / _BLOCK
+    blocks = 4 * spacing <= _WIDEST_HOLE * diameter and share * count >= _HOLE * _FEWEST_HELD / _BLOCK
     size, guard = (_BLOCK, _GUARD * spacing) if blocks else (1, 0.0)
-    budget = _MOST_SHARE * count if blocks else max(_MOST_SHARE / 4 * count, _FEWEST_HELD)
+    budget = share * count if blocks else max(share / 4 * count, _FEWEST_HELD)
     taken, held = np.zeros(count, dtype=bool), np.zeros(count, dtype=bool)
     random = np.random.default_rng([seed, 0])  # the epochs' batches have the numbers from 1 on
     for centre in _spread(positions, _inner(tree, max(3 * spacing, diameter / 4)), random):

@@ -7,6 +7,7 @@ import math
 from typing import TYPE_CHECKING, Any, TypeAlias
 
 import numpy as np
+from matplotlib import colormaps
 from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
@@ -30,6 +31,8 @@ MAP = "inferno"
 INK = "#333333"
 _MAX_SLICES = 6
 _GAP = 0.06
+#: Where the colours of lines end: white paper does not show the last.
+_PALEST = 0.85
 
 
 class Page(Figure):
@@ -231,6 +234,12 @@ def colour_bar(axes: Axes, drawn: AxesImage, label: str) -> None:
     bar.set_label(label, fontsize=8, color=INK)
     bar.outline.set_visible(False)
     restrain(axes)
+
+
+def shades(order: NDArray[np.float64]) -> NDArray[np.float64]:
+    """Colours (n, 4) of lines and dots on white for numbers from 0 (dark) to 1 (pale, but not so pale that it is not seen)."""
+    colours: NDArray[np.float64] = colormaps[MAP](_PALEST * order)
+    return colours
 
 
 def restrain(axes: Axes) -> None:

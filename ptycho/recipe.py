@@ -258,16 +258,20 @@ def _as_tree(value: Any) -> Any:
     return {k: v for k, v in vars(value).items() if v is not None} if is_dataclass(value) else str(value)
 
 
-def _apply(tree: dict[str, Any], setting: str) -> None:
-    """Put one ``a.b.0.c=value`` into the tree; the value is TOML, or text when it is no TOML value."""
-    key, equals, text = setting.partition("=")
+def setting_of(text: str) -> tuple[str, Any]:
+    """Key and value of ``a.b.0.c=value``; the value is TOML, or text when it is no TOML value. Raises RecipeError."""
+    key, equals, value = text.partition("=")
     if not equals or not key.strip():
-        raise RecipeError(f'--set "{setting}": write it as section.key=value, for example model.slices=4')
+        raise RecipeError(f'--set "{text}": write it as section.key=value, for example model.slices=4')
     try:
-        value = tomllib.loads(f"value = {text}")["value"]
+        return key.strip(), tomllib.loads(f"value = {value}")["value"]
     except tomllib.TOMLDecodeError:
-        value = text
-    *parents, last = key.strip().split(".")
+        return key.strip(), value
+
+
+def _apply(tree: dict[str, Any], setting: str) -> None:
+    key, value = setting_of(setting)
+    *parents, last = key.split(".")
     node: Any = tree
     for name, following in zip(parents, [*parents[1:], last], strict=True):
         node = _child(node, name, [] if following.isdigit() else {}, setting)

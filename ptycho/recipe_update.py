@@ -1,11 +1,12 @@
-"""Answers of a calibration written into a recipe's text, with their sources as comments; what stands there stays."""
+"""Answers of a calibration, or values that a search found, written into a recipe's text, with comments; what stands there stays."""
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 import tomlkit
-from tomlkit.items import InlineTable, Item
+from tomlkit.items import InlineTable, Item, Table
 
 from ptycho.answers import Answer, Calibration
 from ptycho.errors import RecipeError
@@ -43,6 +44,37 @@ def with_answers(text: str, calibration: Calibration, flips: dict[str, bool]) ->
         if answer.name in _SECTION:
             _put(document, _SECTION[answer.name], answer)
     _remove_first_order(document, calibration)
+    return tomlkit.dumps(document)
+
+
+def with_values(text: str, values: Mapping[str, Any], said: str) -> str:
+    """The recipe ``text`` with ``values`` at keys such as model.slices or solve.0.update.probe; comments and everything else are kept.
+
+    ``said`` and the value that was there go into the comment of each value that changes, when there is something said.
+    """
+    document = tomlkit.parse(text)
+    for key, value in values.items():
+        *parents, name = key.split(".")
+        node: Any = document
+        for parent, following in zip(parents, [*parents[1:], name], strict=True):
+            if isinstance(node, dict) and parent not in node:
+                node[parent] = tomlkit.aot() if parent == "solve" else tomlkit.table() if following != "0" else tomlkit.array()
+            if parent.isdigit() and int(parent) == len(node):
+                node.append(tomlkit.item({"kind": "gradient"}))
+            node = node[int(parent) if parent.isdigit() else parent]
+        if isinstance(node, list):
+            node[int(name)] = value
+            continue
+        if name in node and node[name] == value:
+            continue
+        old = _item_of(node, name) if isinstance(node, Table) else None
+        item = tomlkit.item(value)
+        if said and isinstance(node, Table):
+            was = "" if old is None else f", was {old.as_string().strip()}"
+            item.comment(" | ".join(part for part in ("" if old is None else old.trivia.comment.lstrip("# "), said + was) if part))
+        elif old is not None and old.trivia.comment:
+            item.comment(old.trivia.comment.lstrip("# "))
+        node[name] = item
     return tomlkit.dumps(document)
 
 

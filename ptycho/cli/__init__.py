@@ -17,6 +17,7 @@ from ptycho.cli.image import image
 from ptycho.cli.info import info
 from ptycho.cli.reconstruct import reconstruct
 from ptycho.cli.simulate import simulate
+from ptycho.cli.tune import tune
 from ptycho.errors import OutOfMemoryError, PtychoError
 
 #: Exit code of a command that Ctrl-C ended, as shells have it: 128 + SIGINT.
@@ -29,7 +30,7 @@ _UsageError: Any = typer.BadParameter.__base__
 app = typer.Typer(
     name="ptycho",
     help="4D-STEM ptychography: from a pixelated-detector file to a phase image. Try: ptycho reconstruct demo",
-    epilog="Exit codes: 0 ok, 1 bug, 2 usage, 3 recipe, 4 input data, 5 output, 6 memory, 7 diverged, 130 interrupted.",
+    epilog="Exit codes: 0 ok, 1 bug, 2 usage, 3 recipe, 4 input data, 5 output, 6 memory, 7 diverged, 75 stopped, 130 interrupted.",
     add_completion=False,
     pretty_exceptions_enable=False,
     rich_markup_mode=None,
@@ -39,6 +40,7 @@ app.command(short_help="Reconstruct a recipe, a data file, or the demo.")(recons
 app.command(short_help="What is in a file, and what is missing.")(info)
 app.command(short_help="Find flips, rotation, defocus and pixel from the data.")(calibrate)
 app.command(short_help="Is all well with a run, before it begins?")(check)
+app.command(short_help="Search for a recipe's best values.")(tune)
 app.command(short_help="Virtual detectors, CoM, DPC and iDPC as pictures.")(image)
 app.command(short_help="Write a data set as one HDF5 file.")(convert)
 app.command(short_help="Write a data set with known truth.")(simulate)
