@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import tomlkit
@@ -55,27 +55,36 @@ def with_values(text: str, values: Mapping[str, Any], said: str) -> str:
     document = tomlkit.parse(text)
     for key, value in values.items():
         *parents, name = key.split(".")
-        node: Any = document
-        for parent, following in zip(parents, [*parents[1:], name], strict=True):
-            if isinstance(node, dict) and parent not in node:
-                node[parent] = tomlkit.aot() if parent == "solve" else tomlkit.table() if following != "0" else tomlkit.array()
-            if parent.isdigit() and int(parent) == len(node):
-                node.append(tomlkit.item({"kind": "gradient"}))
-            node = node[int(parent) if parent.isdigit() else parent]
+        node = _node(document, parents, name)
         if isinstance(node, list):
             node[int(name)] = value
-            continue
-        if name in node and node[name] == value:
-            continue
-        old = _item_of(node, name) if isinstance(node, Table) else None
-        item = tomlkit.item(value)
-        if said and isinstance(node, Table):
-            was = "" if old is None else f", was {old.as_string().strip()}"
-            item.comment(" | ".join(part for part in ("" if old is None else old.trivia.comment.lstrip("# "), said + was) if part))
-        elif old is not None and old.trivia.comment:
-            item.comment(old.trivia.comment.lstrip("# "))
-        node[name] = item
+        elif name not in node or node[name] != value:
+            _replace(node, name, value, said)
     return tomlkit.dumps(document)
+
+
+def _node(document: tomlkit.TOMLDocument, parents: Sequence[str], name: str) -> Any:
+    """The table or list that ``name`` belongs in; tables and stages that are missing on the way are made."""
+    node: Any = document
+    for parent, following in zip(parents, [*parents[1:], name], strict=True):
+        if isinstance(node, dict) and parent not in node:
+            node[parent] = tomlkit.aot() if parent == "solve" else tomlkit.array() if following.isdigit() else tomlkit.table()
+        if parent.isdigit() and int(parent) == len(node):
+            node.append(tomlkit.item({"kind": "gradient"}))
+        node = node[int(parent) if parent.isdigit() else parent]
+    return node
+
+
+def _replace(table: Any, name: str, value: Any, said: str) -> None:
+    """One value; its comment stays, followed by what is ``said`` and the value that was there. Inline tables have no comments."""
+    item = tomlkit.item(value)
+    if isinstance(table, Table):
+        old = _item_of(table, name)
+        comment = "" if old is None else old.trivia.comment.lstrip("# ")
+        news = f"{said}, was {old.as_string().strip()}" if said and old is not None else said
+        if comment or news:
+            item.comment(" | ".join(part for part in (comment, news) if part))
+    table[name] = item
 
 
 def _put(document: tomlkit.TOMLDocument, section: str, answer: Answer) -> None:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import time
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -23,8 +23,9 @@ from optuna.trial import FrozenTrial, TrialState
 
 from ptycho.tune_ranges import Range, Value
 
-#: A lock that is this old is that of a process that died with it in its hands.
-_GRACE_S = 15
+#: A lock that is this old is that of a process that died with it in its hands: the journal's, held for a write, and ours, whose holder may
+#: have to wait for the journal's.
+_JOURNAL_GRACE_S, _GRACE_S = 5, 20
 #: Trials that are drawn evenly before the search begins to prefer, and before anything is cut short; passes that no trial is cut before.
 _EVENLY, _BEFORE_CUTS, _FIRST_PASSES = 10, 5, 2
 #: A candidate whose process has died so often kills processes.
@@ -86,7 +87,7 @@ class Search:
         self._distributions = {r.key: _distribution(r) for r in ranges}
         journal = str(folder / "journal.log")
         self._lock = JournalFileOpenLock(str(folder / "claims"), grace_period=_GRACE_S)
-        own_lock = JournalFileOpenLock(journal, grace_period=_GRACE_S)
+        own_lock = JournalFileOpenLock(journal, grace_period=_JOURNAL_GRACE_S)
         backend = JournalFileBackend(journal, own_lock)
         pruner = optuna.pruners.MedianPruner(_BEFORE_CUTS, _FIRST_PASSES) if prune else optuna.pruners.NopPruner()
         with self._alone():
@@ -195,7 +196,9 @@ class Search:
                 warnings.simplefilter("ignore")  # what optuna calls experimental, and values outside of a range
                 yield
         finally:
-            self._lock.release()
+            # A process that was suspended for long has lost it to another, and what it did then is told by the trials' states.
+            with suppress(RuntimeError):
+                self._lock.release()
 
 
 class _Sampler(BaseSampler):
