@@ -20,6 +20,8 @@ from ptycho.jobfolder import JobFolder
 
 #: Exit code of a run that stopped with a checkpoint: run me again.
 RESUMABLE = 75
+#: What asks a run to stop.
+_ASKING = [getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGUSR1", "SIGUSR2") if hasattr(signal, name)]
 
 
 @dataclass(frozen=True)
@@ -96,7 +98,7 @@ class _Pool:
 
     def _once(self, name: str, place: int) -> int:
         w = self.workers
-        command = [sys.executable, "-m", "ptycho", "reconstruct", f"{name}.toml", "--device", w.device, "--threads", str(w.threads)]
+        command = [sys.executable, "-m", "ptycho", "reconstruct", f"{name}.toml", "--resume", "--device", w.device, "--threads", str(w.threads)]
         environment = os.environ | ({"CUDA_VISIBLE_DEVICES": w.gpus[place % len(w.gpus)]} if w.gpus else {})
         with open(self.job.path / f"{name}.out", "ab") as log:
             with self._lock:
@@ -110,6 +112,8 @@ class _Pool:
             code = process.wait()
             with self._lock:
                 self._running.discard(process)
+        if -code in _ASKING:  # it came before the run could listen; nothing is lost
+            return RESUMABLE
         return code if code >= 0 else 128 - code
 
 
@@ -131,8 +135,7 @@ def _stopping(stop: Callable[[], None]) -> Iterator[None]:
     if threading.current_thread() is not threading.main_thread():
         yield  # only the main thread may listen
         return
-    numbers = [getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGUSR1", "SIGUSR2") if hasattr(signal, name)]
-    before = {number: signal.signal(number, handle) for number in numbers}
+    before = {number: signal.signal(number, handle) for number in _ASKING}
     try:
         yield
     finally:

@@ -170,10 +170,14 @@ echo "job $job, restart ${{SLURM_RESTART_COUNT:-0}}: $point on $SLURM_JOB_NODELI
 {distributed}
 trap : TERM USR2  # meant for the step, which this shell waits for
 srun --cpus-per-task="$SLURM_CPUS_PER_TASK" --kill-on-bad-exit=1 {ranked}"$python" -m ptycho \\
-    reconstruct "$point.toml" --device {device} --threads "$SLURM_CPUS_PER_TASK"
+    reconstruct "$point.toml" --resume --device {device} --threads "$SLURM_CPUS_PER_TASK"
 code=$?
 
-[ "$code" -eq 75 ] || exit "$code"
+case "$code" in
+75) ;; # stopped, with a checkpoint
+140 | 143) ;; # USR2 or TERM came before the run could listen; nothing is lost
+*) exit "$code" ;;
+esac
 # Who was cancelled is no longer "RUNNING", and stays away.
 [ "$(squeue --noheader --jobs="$job" --format=%T)" = RUNNING ] || exit 75
 if [ "${{SLURM_RESTART_COUNT:-0}}" -ge {requeues} ]; then

@@ -95,16 +95,19 @@ def _check_processes(asked: Resources) -> None:
 def _prepare(runs: Path, points: dict[str, Recipe], slurm: bool) -> tuple[JobFolder, list[str]]:
     """The job folder with the recipes, and the names of the runs that are to be queued."""
     from ptycho.jobfolder import JobFolder
-    from ptycho.runs import queued_runs
+    from ptycho.runfolder import RunFolder
+    from ptycho.runs import look, queued_runs
     from ptycho.slurm_queue import check_slurm, has_slurm, queued
 
     if slurm:
         check_slurm()
     job = JobFolder(runs)
     known = queued_runs(job, queued() if job.tasks() and has_slurm() else set())
-    for name, run in known.items():
-        if name in points and run.state != "waiting":
-            _check_same(job, name, points[name], run.state)
+    for name, recipe in points.items():
+        if name in known and known[name].state != "waiting":
+            _check_same(job, name, recipe, known[name].state)
+        elif look(folder := Path(recipe.output.directory)).state == "waiting":
+            RunFolder(folder)  # what lies there already is told now
     job.add({name: recipe.text() for name, recipe in points.items() if name not in known or known[name].state == "waiting"})
     wanted = [name for name in points if name not in known or known[name].wanted]
     for name, run in known.items():
