@@ -35,12 +35,15 @@ class JobFolder:
     def names(self) -> list[str]:
         """Of all runs, in the order of their numbers."""
         try:
-            lines = (self.path / "points.txt").read_text(encoding="utf-8").split("\n")
+            lines = (self.path / "points.txt").read_text(encoding="utf-8").splitlines()
         except FileNotFoundError:
             return []
         except (OSError, UnicodeDecodeError) as error:
             raise OutputError(f"{self.path / 'points.txt'}: {error}; give another folder with -o") from None
-        return [line for line in lines if _NAME.fullmatch(line)]
+        for number, line in enumerate(lines, 1):
+            if not _NAME.fullmatch(line):  # left out, it would change the numbers of the others
+                raise OutputError(f"{self.path / 'points.txt'}: line {number} is {line!r}, not a run's name; mend it, or give another folder with -o")
+        return lines
 
     def recipe_file(self, name: str) -> Path:
         """The complete recipe of a run."""

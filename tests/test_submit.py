@@ -5,8 +5,10 @@ from __future__ import annotations
 import json
 import os
 import shlex
+import signal
 import subprocess
 import sys
+import threading
 import time
 from pathlib import Path
 from typing import Any
@@ -20,7 +22,7 @@ from numpy.typing import NDArray
 
 from ptycho.errors import RecipeError, SubmitError
 from ptycho.jobfolder import JobFolder, plain_name
-from ptycho.local_queue import Workers, worst
+from ptycho.local_queue import Workers, run_here, visible_gpus, worst
 from ptycho.recipe import Recipe
 from ptycho.slurm import Course, Resources, load_site, script
 from ptycho.sweep import points_of
@@ -315,6 +317,60 @@ def test_the_same_queue_here(here: Path) -> None:
     assert code == 4
     states = {entry["folder"]: entry["state"] for entry in json.loads(run("status", "all", "--json").out)}
     assert states["all/scan"] == "finished" and "scan: finished, left alone" in run(*words).err
+
+
+@pytest.fixture
+def toys(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> JobFolder:
+    """Runs that a small program plays: "again-N" stops N times before it ends, "long-N" waits to be stopped, "bad-N" ends with code N."""
+    program = tmp_path / "toy"
+    program.write_text("""#!/bin/sh
+name=${4%.toml}; number=${name#*-}; echo $$ "gpu $CUDA_VISIBLE_DEVICES" >>$name.began
+case $name in
+again-*) [ $(wc -l <$name.began) -gt $number ] || exit 75 ;;
+long-*) trap 'exit 75' TERM; while :; do sleep 0.05; done ;;
+bad-*) echo "ptycho: error: this is bad" >&2; exit $number ;;
+esac
+""")
+    program.chmod(0o755)
+    monkeypatch.setattr("ptycho.local_queue.sys.executable", str(program))
+    job = JobFolder(tmp_path / "toys")
+    job.path.mkdir()
+    return job
+
+
+def test_a_stopped_run_begins_again(toys: JobFolder) -> None:
+    told: list[str] = []
+    assert run_here(toys, ["again-2", "bad-3", "again-9", "bad-1"], Workers(2, restarts=4), told.append) == 3
+    ends = {line.split(":")[0]: line.split(": ", 1)[1] for line in told}
+    assert ends["again-2"].startswith("finished (") and ends["again-2"].endswith("started 3 times)")
+    assert ends["bad-3"].startswith("failed with code 3: this is bad (")
+    assert ends["again-9"].startswith("stopped, can go on (") and ends["again-9"].endswith("started 5 times)")
+
+
+def test_workers_have_a_gpu_each(toys: JobFolder, monkeypatch: pytest.MonkeyPatch) -> None:
+    names = [f"again-{number}" for number in range(4)]
+    assert run_here(toys, names, Workers(2, gpus=("5", "7")), lambda _: None) == 0
+    used = [{line.split()[-1] for line in (toys.path / f"{name}.began").read_text().splitlines()} for name in names]
+    assert all(len(gpus) == 1 for gpus in used) and set().union(*used) == {"5", "7"}
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "3,1")
+    assert visible_gpus(2) == ("3", "1")
+    monkeypatch.delenv("CUDA_VISIBLE_DEVICES")
+    assert (visible_gpus(2), visible_gpus(0)) == (("0", "1"), ())
+
+
+def test_a_signal_stops_all_and_begins_no_other(toys: JobFolder) -> None:
+    def stop_soon() -> None:
+        while not all((toys.path / f"long-{number}.began").exists() for number in (1, 2)):
+            time.sleep(0.01)
+        time.sleep(0.2)  # until both listen
+        os.kill(os.getpid(), signal.SIGTERM)
+
+    threading.Thread(target=stop_soon).start()
+    told: list[str] = []
+    before = signal.getsignal(signal.SIGTERM)
+    assert run_here(toys, ["long-1", "long-2", "long-3"], Workers(2), told.append) == 75
+    assert sorted(line.split(" (")[0] for line in told) == ["long-1: stopped, can go on", "long-2: stopped, can go on"]
+    assert not (toys.path / "long-3.began").exists() and signal.getsignal(signal.SIGTERM) == before
 
 
 def test_cores_are_shared_out() -> None:

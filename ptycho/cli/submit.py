@@ -149,6 +149,7 @@ def _here(job: JobFolder, wanted: list[str], number: int, device: str, restarts:
     from ptycho.local_queue import Workers, run_here, visible_gpus
 
     gpus = visible_gpus(torch.cuda.device_count()) if device in ("auto", "cuda") else ()
+    typer.echo(f"{len(wanted)} run(s) here, {number} at a time; their output is in {job.path}; see ptycho status {job.runs}", err=True)
     code = run_here(job, wanted, Workers(min(number, len(wanted)), device, gpus, restarts), typer.echo)
     if code:
         raise typer.Exit(code)
