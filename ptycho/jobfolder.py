@@ -8,13 +8,14 @@ from __future__ import annotations
 
 import contextlib
 import json
-import os
 import re
 import tomllib
 from collections.abc import Iterator
 from pathlib import Path
 
+from ptycho.atomic import unwritable, write_file
 from ptycho.errors import OutputError
+from ptycho.lock import Lock
 
 SUFFIX = ".job"
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}")
@@ -26,7 +27,7 @@ def plain_name(text: str, default: str = "run") -> str:
 
 
 class JobFolder:
-    """The job folder of the runs in ``runs``; made with the first :meth:`add`."""
+    """The job folder of the runs in ``runs``; made when it is first :meth:`taken`."""
 
     def __init__(self, runs: Path) -> None:
         self.runs = runs
@@ -57,10 +58,8 @@ class JobFolder:
             return None
 
     def add(self, recipes: dict[str, str]) -> None:
-        """Write the recipes, and the names that are new. Raises OutputError."""
+        """Write the recipes, and the names that are new. Raises OutputError. The folder must be :meth:`taken`."""
         names = self.names()
-        with self._writing():
-            self.path.mkdir(parents=True, exist_ok=True)
         for name, text in recipes.items():
             self.write(f"{name}.toml", text)
         self.write("points.txt", "\n".join([*names, *(name for name in recipes if name not in names)]) + "\n")
@@ -80,14 +79,18 @@ class JobFolder:
 
     def write(self, name: str, text: str) -> None:
         """A small file, old or new, never half. Raises OutputError."""
-        target, temporary = self.path / name, self.path / f".{name}.part"
-        with self._writing():
-            temporary.write_text(text, encoding="utf-8")
-            os.replace(temporary, target)
+        write_file(self.path / name, text.encode())
 
     @contextlib.contextmanager
-    def _writing(self) -> Iterator[None]:
+    def taken(self) -> Iterator[None]:
+        """Inside, nobody else submits runs of this folder. Raises OutputError saying who does."""
+        try:
+            self.path.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise unwritable(self.path, error) from None
+        lock = Lock(self.path)
+        lock.take()
         try:
             yield
-        except OSError as error:
-            raise OutputError(f"{self.path}: {error.strerror or error}; give a folder that can be written with -o") from None
+        finally:
+            lock.release()

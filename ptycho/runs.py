@@ -72,7 +72,8 @@ def find_runs(folders: Sequence[Path], in_queue: set[str]) -> list[Run]:
     """
     found: dict[Path, Run] = {}
     for folder in folders:
-        if not folder.is_dir():
+        # The first run of a job makes the folder; until then there is the job's.
+        if not folder.is_dir() and (folder.exists() or not JobFolder(folder.absolute()).path.is_dir()):
             raise DataError(f"{folder}: {'this is a file' if folder.exists() else 'no such folder'}; name run folders, or folders that hold some")
         seen, jobs = _below(folder)
         # Jobs lie beside what they make: of a run of a sweep the sweep's, of a run its own.

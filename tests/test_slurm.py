@@ -16,19 +16,28 @@ from command import environment
 import ptycho
 from ptycho.slurm import Course, Resources, script
 
-#: Before its first restart a run takes so long for an epoch that the signal finds it at work; later it is as quick as it can.
-SLOW = """#!{python}
-import os, sys, time
-from ptycho.cli import main
-from ptycho.runfolder import RunFolder
-add_epoch = RunFolder.add_epoch
-def slowly(self, record):
-    add_epoch(self, record)
-    time.sleep(0.5)
-if os.environ.get("SLURM_RESTART_COUNT", "0") == "0":
-    RunFolder.add_epoch = slowly
-sys.argv = sys.argv[2:]
-main()
+#: Stands for a run that takes its time: it works until it is asked to stop, keeps its state, and is complete when it is started again.
+PLAYER = """#!{python}
+import json, os, signal, sys, time, tomllib
+from pathlib import Path
+folder = Path(tomllib.loads(Path(sys.argv[4]).read_text())["output"]["directory"])
+folder.mkdir(exist_ok=True)
+state = folder / "state"
+def tell(state):
+    said = {{"state": state, "pid": os.getpid(), "host": os.uname().nodename, "started": 0, "updated": time.time()}}
+    (folder / "status.json").write_text(json.dumps(said))
+def stop(number, frame):
+    time.sleep(1)
+    state.write_text(signal.Signals(number).name)
+    tell("stopped")
+    sys.exit(75)
+for name in ("SIGTERM", "SIGUSR2"):
+    signal.signal(getattr(signal, name), stop)
+tell("running")
+if not state.exists():
+    time.sleep(200)
+    sys.exit(1)
+tell("finished")
 """
 
 #: How long anything may take on a machine that has other things to do.
@@ -40,9 +49,9 @@ class Cluster:
 
     def __init__(self, folder: Path, variables: dict[str, str]) -> None:
         self.folder, self.variables = folder, variables
-        self.slow = folder / "slow.py"
-        self.slow.write_text(SLOW.format(python=sys.executable))
-        self.slow.chmod(0o755)
+        self.player = folder / "player"
+        self.player.write_text(PLAYER.format(python=sys.executable))
+        self.player.chmod(0o755)
 
     def run(self, *words: object) -> str:
         """A command that ends well; what it prints."""
@@ -92,8 +101,8 @@ def cluster(tmp_path_factory: pytest.TempPathFactory, slurm: dict[str, str]) -> 
 
 @pytest.fixture(scope="module")
 def limited(cluster: Cluster) -> str:
-    """A run of 150 epochs with a limit of one minute; Slurm looks at the limits twice a minute. It goes on while the others are tested."""
-    return cluster.submit("-o", "limited", "--set", "solve.0.epochs=150", "--time", "1", "--lead", "20", "--python", cluster.slow)
+    """A run with a limit of one minute; Slurm looks at the limits twice a minute. It goes on while the others are tested."""
+    return cluster.submit("-o", "limited", "--time", "1", "--lead", "20", "--python", cluster.player)
 
 
 def test_an_array(cluster: Cluster, limited: str) -> None:
@@ -108,27 +117,12 @@ def test_an_array(cluster: Cluster, limited: str) -> None:
 
 
 def test_preempted_and_finished(cluster: Cluster) -> None:
-    job = cluster.submit("-o", "low", "--set", "solve.0.epochs=150", "--python", cluster.slow, "--sbatch=--nodelist=n2", "--partition", "low")
-    cluster.wait(lambda: (cluster.folder / "low" / "metrics.jsonl").exists())
+    job = cluster.submit("-o", "low", "--python", cluster.player, "--sbatch=--nodelist=n2", "--partition", "low")
+    cluster.wait(lambda: cluster.states("low") == {"low": "running"})
     other = cluster.run("sbatch", "--parsable", "--partition=high", "--nodelist=n2", "--exclusive", "--output=/dev/null", "--wrap=sleep 2")
     cluster.wait(lambda: cluster.gone(job, other))
-    assert cluster.states("low") == {"low": "finished"} and int(cluster.job(job)["Restarts"]) >= 1
-    check_went_on(cluster.folder / "low")
-
-
-def test_a_time_limit_is_no_end(cluster: Cluster, limited: str) -> None:
-    cluster.wait(lambda: cluster.gone(limited))
-    found = cluster.job(limited)
-    assert (found["JobState"], found["ExitCode"]) == ("COMPLETED", "0:0") and int(found["Restarts"]) >= 1
-    assert cluster.states("limited") == {"limited": "finished"}
-    check_went_on(cluster.folder / "limited")
-
-
-def check_went_on(folder: Path) -> None:
-    """A log that says so, and each epoch once."""
-    assert "going on from" in (folder / "log.txt").read_text()
-    epochs = [json.loads(line)["epoch"] for line in (folder / "metrics.jsonl").read_text().splitlines()]
-    assert epochs == list(range(1, 151))
+    assert cluster.states("low") == {"low": "finished"} and (cluster.folder / "low" / "state").exists()
+    assert int(cluster.job(job)["Restarts"]) >= 1
 
 
 def test_a_failure_is_passed_on(cluster: Cluster) -> None:
@@ -140,8 +134,8 @@ def test_a_failure_is_passed_on(cluster: Cluster) -> None:
 
 
 def test_a_job_that_is_cancelled_stays_away(cluster: Cluster) -> None:
-    job = cluster.submit("-o", "away", "--set", "solve.0.epochs=150", "--python", cluster.slow)
-    cluster.wait(lambda: (cluster.folder / "away" / "metrics.jsonl").exists())
+    job = cluster.submit("-o", "away", "--python", cluster.player)
+    cluster.wait(lambda: cluster.states("away") == {"away": "running"})
     cluster.run("scancel", job)
     cluster.wait(lambda: cluster.gone(job))
     assert cluster.job(job)["JobState"] == "CANCELLED" and cluster.states("away") == {"away": "stopped"}
@@ -150,7 +144,7 @@ def test_a_job_that_is_cancelled_stays_away(cluster: Cluster) -> None:
 def test_each_process_of_two_nodes_knows_its_rank(cluster: Cluster, tmp_path: Path) -> None:
     """As far as the script goes: what torch.distributed reads."""
     tell = tmp_path / "tell"
-    tell.write_text("#!/bin/sh\necho rank $RANK of $WORLD_SIZE, $LOCAL_RANK here, to $MASTER_ADDR:$MASTER_PORT, $5\n")
+    tell.write_text("#!/bin/sh\necho rank $RANK of $WORLD_SIZE, $LOCAL_RANK here, to $MASTER_ADDR:$MASTER_PORT, $3\n")
     tell.chmod(0o755)
     (tmp_path / "points.txt").write_text("both\n")
     asked = Resources(gpus="0", nodes=2, cpus=1, python=str(tell), sbatch=("--wait",))
@@ -158,4 +152,11 @@ def test_each_process_of_two_nodes_knows_its_rank(cluster: Cluster, tmp_path: Pa
     job = cluster.run("sbatch", "--parsable", "--chdir", tmp_path, tmp_path / "job.sbatch")
     said = sorted(line for line in (tmp_path / f"both-{job}.out").read_text().splitlines() if line.startswith("rank"))
     port = 20000 + int(job) % 20000
-    assert said == [f"rank {rank} of 2, 0 here, to n1:{port}, --resume" for rank in (0, 1)]
+    assert said == [f"rank {rank} of 2, 0 here, to n1:{port}, reconstruct" for rank in (0, 1)]
+
+
+def test_a_time_limit_is_no_end(cluster: Cluster, limited: str) -> None:
+    cluster.wait(lambda: cluster.gone(limited))
+    found = cluster.job(limited)
+    assert (found["JobState"], found["ExitCode"]) == ("COMPLETED", "0:0") and int(found["Restarts"]) >= 1
+    assert cluster.states("limited") == {"limited": "finished"} and (cluster.folder / "limited" / "state").read_text() == "SIGUSR2"

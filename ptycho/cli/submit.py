@@ -12,6 +12,7 @@ from ptycho.cli.reconstruct import Device
 if TYPE_CHECKING:
     from ptycho.jobfolder import JobFolder
     from ptycho.recipe import Recipe
+    from ptycho.runs import Run
     from ptycho.slurm import Course, Resources
 
 Text = str | None
@@ -45,7 +46,9 @@ def submit(
     Several recipes, several files or --vary make one run each, in a folder below DIR. What is finished, running or queued already
     is left alone, so the same command again queues the rest. Script, recipes and output of the jobs are in DIR.job.
     """
+    from ptycho.jobfolder import JobFolder
     from ptycho.slurm import Course, Resources, load_site
+    from ptycho.slurm_queue import check_slurm
 
     given: dict[str, Any] = {
         "gpus": gpus, "cpus": cpus, "memory": memory, "time": time, "nodes": nodes, "partition": partition, "account": account,
@@ -59,13 +62,18 @@ def submit(
     if print_:
         typer.echo(_script(runs, asked, course, list(range(len(points))), len(points) > 1), nl=False)
         return
-    job, wanted = _prepare(runs, points, local is None)
-    if not wanted:
-        typer.echo(f"nothing to do; see ptycho status {runs}", err=True)
-    elif local is None:
-        _to_slurm(job, wanted, asked, course)
-    else:
-        _here(job, wanted, local, device, requeues)
+    if local is None:
+        check_slurm()
+    job = JobFolder(runs)
+    _check(job, points)
+    with job.taken():
+        wanted = _prepare(job, points)
+        if not wanted:
+            typer.echo(f"nothing to do; see ptycho status {runs}", err=True)
+        elif local is None:
+            _to_slurm(job, wanted, asked, course)
+        else:
+            _here(job, wanted, local, device, requeues)
 
 
 def _points(sources: list[str], settings: list[str], vary: list[str], output: Path | None) -> tuple[Path, dict[str, Recipe]]:
@@ -92,37 +100,43 @@ def _check_processes(asked: Resources) -> None:
         raise RecipeError(f"{what}: a reconstruction runs in {MOST_PROCESSES} process so far; take --nodes 1 --gpus 1, many runs are an array")
 
 
-def _prepare(runs: Path, points: dict[str, Recipe], slurm: bool) -> tuple[JobFolder, list[str]]:
-    """The job folder with the recipes, and the names of the runs that are to be queued."""
-    from ptycho.jobfolder import JobFolder
-    from ptycho.runfolder import RunFolder
-    from ptycho.runs import look, queued_runs
-    from ptycho.slurm_queue import check_slurm, has_slurm, queued
+def _known(job: JobFolder) -> dict[str, Run]:
+    """What was submitted before, and how it stands."""
+    from ptycho.runs import queued_runs
+    from ptycho.slurm_queue import has_slurm, queued
 
-    if slurm:
-        check_slurm()
-    job = JobFolder(runs)
-    known = queued_runs(job, queued() if job.tasks() and has_slurm() else set())
-    for name, recipe in points.items():
-        if name in known and known[name].state != "waiting":
-            _check_same(job, name, recipe, known[name].state)
-        elif look(folder := Path(recipe.output.directory)).state == "waiting":
-            RunFolder(folder)  # what lies there already is told now
-    job.add({name: recipe.text() for name, recipe in points.items() if name not in known or known[name].state == "waiting"})
-    wanted = [name for name in points if name not in known or known[name].wanted]
-    for name, run in known.items():
-        if name in points and name not in wanted:
-            typer.echo(f"{name}: {run.state}{f' as job {run.job}' if run.job and run.state != 'finished' else ''}, left alone", err=True)
-    return job, wanted
+    return queued_runs(job, queued() if job.tasks() and has_slurm() else set())
 
 
-def _check_same(job: JobFolder, name: str, recipe: Recipe, state: str) -> None:
+def _check(job: JobFolder, points: dict[str, Recipe]) -> None:
+    """What is in the way is told before anything is written."""
     from ptycho.errors import RecipeError
     from ptycho.recipe import Recipe
+    from ptycho.runfolder import RunFolder
+    from ptycho.runs import look
 
-    if Recipe.load(job.recipe_file(name)) != recipe:
-        what = f"is {state} with another recipe ({job.recipe_file(name)})"
-        raise RecipeError(f"{name}: {what}; give another folder with -o, or move this run and its recipe away")
+    known = _known(job)
+    for name, recipe in points.items():
+        folder = Path(recipe.output.directory)
+        if name in known and known[name].state != "waiting":
+            before = job.recipe_file(name)
+            if Recipe.load(before) != recipe:
+                what = f"is {known[name].state} with another recipe ({before})"
+                raise RecipeError(f"{name}: {what}; give another folder with -o, or move this run and its recipe away")
+        elif look(folder).state == "waiting":
+            RunFolder(folder)
+
+
+def _prepare(job: JobFolder, points: dict[str, Recipe]) -> list[str]:
+    """Write the recipes of the runs that are to be queued, and give their names."""
+    known = _known(job)
+    for name, run in known.items():
+        if name in points and not run.wanted:
+            number = f" as job {run.job}" if run.job and run.state != "finished" else ""
+            typer.echo(f"{name}: {run.state}{number}, left alone", err=True)
+    wanted = [name for name in points if name not in known or known[name].wanted]
+    job.add({name: points[name].text() for name in wanted})
+    return wanted
 
 
 def _script(runs: Path, asked: Resources, course: Course, tasks: list[int], array: bool) -> str:
