@@ -53,3 +53,9 @@ class DivergedError(PtychoError):
     """The reconstruction left the numbers behind (exit code 7)."""
 
     exit_code = 7
+
+
+class Stopped(PtychoError):
+    """The run was asked to stop, and goes on when it is started again (exit code 75, EX_TEMPFAIL)."""
+
+    exit_code = 75

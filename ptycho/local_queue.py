@@ -98,7 +98,7 @@ class _Pool:
 
     def _once(self, name: str, place: int) -> int:
         w = self.workers
-        command = [sys.executable, "-m", "ptycho", "reconstruct", f"{name}.toml", "--device", w.device, "--threads", str(w.threads)]
+        command = [sys.executable, "-m", "ptycho", "reconstruct", f"{name}.toml", "--resume", "--device", w.device, "--threads", str(w.threads)]
         environment = os.environ | ({"CUDA_VISIBLE_DEVICES": w.gpus[place % len(w.gpus)]} if w.gpus else {})
         with open(self.job.path / f"{name}.out", "ab") as log:
             with self._lock:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
@@ -16,11 +16,14 @@ from ptycho.check import Plan, warnings_of
 from ptycho.course import Prepared, Progress, solve_stages
 from ptycho.data import Dataset4D
 from ptycho.defaults import default_stages
-from ptycho.errors import DataError, OutOfMemoryError, PtychoError, RecipeError
+from ptycho.errors import DataError, OutOfMemoryError, PtychoError, RecipeError, Stopped
 from ptycho.explain import suggestion
+from ptycho.fingerprint import fingerprint
 from ptycho.frames import Quantity
 from ptycho.halves import Half, two_halves
-from ptycho.io.result_file import save_result
+from ptycho.io.checkpoint import FOLDER
+from ptycho.io.result_file import RESULT, load_result, save_result
+from ptycho.keeper import Identity, Keeper, never
 from ptycho.known import known_object, known_start
 from ptycho.loss import choose_loss
 from ptycho.quality import assess, check_field
@@ -47,6 +50,7 @@ class Job:
     device: torch.device
     folder: RunFolder | None = None
     progress: Progress | None = None
+    stop: Callable[[], bool] = never
 
 
 def reconstruct(
@@ -57,14 +61,17 @@ def reconstruct(
     output: str | Path | None = None,
     progress: Progress | None = None,
     halves: bool | None = None,
+    stop: Callable[[], bool] = never,
     **options: Any,
 ) -> Result:
     """Reconstruct a data set, or run a recipe.
 
     ``source`` is a data set from :func:`ptycho.read`, a recipe, or a recipe's path. ``options`` are keys of the recipe's [model]
     section (``probe_modes``, ``slices``, ...) and of one solver entry (``kind``, ``epochs``, ``batch``, ...); ``solve`` gives whole
-    stages instead, as solver records or dictionaries. ``output`` is a folder for the results; without it nothing is written. ``halves``
-    (default: the recipe's) reconstructs two halves of the data too and compares them: the result's ``quality``.
+    stages instead, as solver records or dictionaries. ``output`` is a folder for the results; without it nothing is written. A run that was
+    interrupted there goes on, if recipe and data are the same. ``halves``
+    (default: the recipe's) reconstructs two halves of the data too and compares them: the result's ``quality``. ``stop`` is asked after every
+    batch; when it says True the state is kept in the folder and Stopped is raised.
     Raises a PtychoError (RecipeError, DataError, OutputError, OutOfMemoryError, DivergedError) with a sentence that says what to do.
     """
     if isinstance(source, (str, Path)):
@@ -76,7 +83,7 @@ def reconstruct(
     place = choose_device(device)
     folder = None if output is None else RunFolder(output)
     data = source.read() if isinstance(source, Recipe) else source
-    return run(Job(recipe, data, place, folder, progress))
+    return run(Job(recipe, data, place, folder, progress, stop))
 
 
 def run(job: Job) -> Result:
@@ -84,36 +91,55 @@ def run(job: Job) -> Result:
 
     The folder appears when data and recipe are known to be sound: what is wrong with them leaves nothing behind.
     """
+    folder, given = job.folder, job.recipe.text()
     with _memory_told():
-        prepared = _prepare(job)
-    folder, halves = job.folder, prepared.recipe.output.halves
-    first = _third(job, 0) if halves else job
+        prepared = _prepare(job, None if folder is None else folder.earlier_recipe(given))
     if folder is None:
-        result = _carry_out(first, prepared)
-        return _judged(job, prepared, result) if halves else result
+        return _all_parts(job, prepared, Keeper(job.stop))
     folder.keep_out(job.data.source.header.path)
-    folder.create()
+    folder.create(prepared.recipe.text(), given)
     folder.open_log(logger)
     try:
-        folder.write("recipe.toml", prepared.recipe.text())
-        folder.set_status("running", epoch=0)
-        result = _carry_out(first, prepared)
-        save_result(result, folder.path)
-        if halves:
-            result = _judged(job, prepared, result)
-            save_result(result, folder.path)
-        folder.write("report.html", report(result, prepared.data.name, _warnings(job, prepared)))
-        folder.set_status("finished", epoch=len(result.history), loss=result.history[-1].loss if result.history else None)
-        return result
+        return load_result(folder.path) if folder.finished else _kept_run(job, prepared, folder)
     except BaseException as error:
-        stopped = isinstance(error, KeyboardInterrupt)
-        folder.fail(error, error.exit_code if isinstance(error, PtychoError) else 130 if stopped else 1, stopped)
+        interrupted = isinstance(error, KeyboardInterrupt)
+        folder.fail(
+            error, error.exit_code if isinstance(error, PtychoError) else 130 if interrupted else 1, interrupted or isinstance(error, Stopped)
+        )
         raise
     finally:
         folder.close_log(logger)
+        folder.close()
 
 
-def _prepare(job: Job) -> Prepared:
+def _kept_run(job: Job, prepared: Prepared, folder: RunFolder) -> Result:
+    keeper = Keeper(job.stop, folder, prepared.recipe.output)
+    if not keeper.resume(Identity(prepared.recipe.text(), fingerprint(prepared.data))):
+        folder.begin_metrics(())
+    result = _all_parts(job, prepared, keeper)
+    folder.write("report.html", report(result, prepared.data.name, _warnings(job, prepared)))
+    folder.set_status("finished", epoch=len(result.history), loss=result.history[-1].loss if result.history else None)
+    keeper.finish()
+    return result
+
+
+def _all_parts(job: Job, prepared: Prepared, keeper: Keeper) -> Result:
+    """The reconstruction and, if it is wanted, those of two halves; each is saved as soon as it is there."""
+    halves, known = prepared.recipe.output.halves, keeper.result(RESULT, prepared.recipe.text())
+    result = known or _carry_out(_third(job, 0) if halves else job, prepared, keeper)
+    if job.folder is not None and known is None:
+        save_result(result, job.folder.path)
+    if not halves or result.quality is not None:
+        return result
+    result = _judged(job, prepared, result, keeper)
+    if job.folder is not None:
+        save_result(result, job.folder.path)
+    return result
+
+
+def _prepare(job: Job, earlier: Path | None = None) -> Prepared:
+    """``earlier`` is the recipe of the same run, begun before: what it found need not be found again."""
+    found = None if earlier is None else Recipe.load(earlier)
     # Not one empty or damaged pattern is to be fitted: all of them are looked at, however large the file.
     data = replace(job.data, survey_all=True).without_bad_frames()
     options = job.recipe.model
@@ -122,11 +148,14 @@ def _prepare(job: Job) -> Prepared:
         raise RecipeError(f"refine = {list(options.refine)}: [[solve]] says what is learned; put update = {{ {name} = 3 }} there instead")
     repaired: dict[str, Any] = {}
     if "scan" in options.refine:
-        data, repaired = _repaired(data, options)
+        data, repaired = _repaired(data, options, found)
     if "tilt" in options.refine and options.slices > 1:
-        tilt = fit_tilt(data, options, workers=torch.get_num_threads())
-        logger.info(f"tilt: {tilt}")
-        options = replace(options, tilt_mrad=tilt.tilt_mrad)
+        if found is None:
+            tilt = fit_tilt(data, options, workers=torch.get_num_threads())
+            logger.info(f"tilt: {tilt}")
+            options = replace(options, tilt_mrad=tilt.tilt_mrad)
+        else:
+            options = replace(options, tilt_mrad=found.model.tilt_mrad)
     recipe = job.recipe.completed(replace(job.data, calibration=data.calibration), data.geometry.pixel_invA)
     if repaired:
         recipe = recipe.model_copy(update={"scan": recipe.scan.model_copy(update=repaired)})
@@ -168,8 +197,18 @@ def _stages(data: Dataset4D, options: ModelOptions, given: tuple[Solver, ...]) -
     return given or default_stages(data.geometry, options, data.beam_electrons, few)
 
 
-def _repaired(data: Dataset4D, options: ModelOptions) -> tuple[Dataset4D, dict[str, Any]]:
+def _repaired(data: Dataset4D, options: ModelOptions, earlier: Recipe | None) -> tuple[Dataset4D, dict[str, Any]]:
     """The data with the scan and the defocus that short reconstructions find, and what the recipe's [scan] has to say then."""
+    if earlier is not None and earlier.scan.affine is not None and earlier.microscope.defocus_A is not None:
+        affine, defocus_A = earlier.scan.affine, earlier.microscope.defocus_A
+    else:
+        affine, defocus_A = _fitted(data, options)
+    found = {"affine": Quantity(affine, "", "fit_scan"), "defocus_A": Quantity(defocus_A, "Å", "fit_scan")}
+    return replace(data, calibration=data.calibration | found), {"affine": affine}
+
+
+def _fitted(data: Dataset4D, options: ModelOptions) -> tuple[tuple[tuple[float, float], tuple[float, float]], float]:
+    """The scan's affine map, as a recipe has it, and the defocus."""
     fit = fit_scan(data, options, workers=torch.get_num_threads())
     logger.info(f"scan: {fit}")
     # The fit acts behind the turn of the scan, the recipe's affine before it.
@@ -177,25 +216,24 @@ def _repaired(data: Dataset4D, options: ModelOptions) -> tuple[Dataset4D, dict[s
     turn = np.array([[np.cos(angle), np.sin(angle)], [-np.sin(angle), np.cos(angle)]])
     before = np.asarray(data.calibration["affine"].value if "affine" in data.calibration else np.eye(2))
     (a, b), (c, d) = (turn.T @ fit.affine.matrix @ turn @ before).tolist()
-    found = {"affine": Quantity(((a, b), (c, d)), "", "fit_scan"), "defocus_A": Quantity(fit.defocus_A, "Å", "fit_scan")}
-    return replace(data, calibration=data.calibration | found), {"affine": ((a, b), (c, d))}
+    return ((a, b), (c, d)), fit.defocus_A
 
 
-def _carry_out(job: Job, prepared: Prepared) -> Result:
+def _carry_out(job: Job, prepared: Prepared, keeper: Keeper) -> Result:
     for warning in _warnings(job, prepared):
         logger.warning(warning)
     logger.info(_summary(prepared.data))
     with _memory_told():
-        return _reconstructed(job, prepared)
+        return _reconstructed(job, prepared, keeper)
 
 
 def _warnings(job: Job, prepared: Prepared) -> list[str]:
     return list(dict.fromkeys((*job.data.warnings, *prepared.data.warnings, *prepared.warnings)))
 
 
-def _reconstructed(job: Job, prepared: Prepared) -> Result:
+def _reconstructed(job: Job, prepared: Prepared, keeper: Keeper) -> Result:
     geometry = prepared.data.geometry
-    model, patterns, history = solve_stages(prepared, job.device, _teller(job))
+    model, patterns, history = solve_stages(prepared, job.device, _teller(job), keeper)
     result = Result.of(model, history, prepared.recipe.text(), geometry.voltage_kV, geometry.semiangle_mrad, geometry.aberrations)
     if result.instrument is not None and result.instrument.summary:
         logger.info(f"source and detector: {result.instrument.summary}")
@@ -215,7 +253,7 @@ def _teller(job: Job) -> Progress:
     return tell
 
 
-def _judged(job: Job, prepared: Prepared, whole: Result) -> Result:
+def _judged(job: Job, prepared: Prepared, whole: Result, keeper: Keeper) -> Result:
     """``whole`` with its quality, from reconstructions of two halves of the data by the same recipe; as it is when the field is too small."""
     try:
         check_field(whole)
@@ -223,11 +261,17 @@ def _judged(job: Job, prepared: Prepared, whole: Result) -> Result:
         logger.warning(str(problem))
         return whole
     by, halves = two_halves(prepared.data, prepared.recipe.model.seed)
-    results = []
+    results: list[Result] = []
     for number, half in enumerate(halves, 1):
-        logger.info(f"half {number} of 2: {'every second electron' if by == 'electrons' else 'every second position'}, drawn by chance")
-        with _memory_told():
-            results.append(_reconstructed(replace(_third(job, number), folder=None), _prepared_half(prepared, half, number)))
+        keeper.enter(number, sum(len(result.history) for result in (whole, *results)))
+        name, part = f"{FOLDER}/half-{number}.h5", _prepared_half(prepared, half, number)
+        result = keeper.result(name, part.recipe.text())
+        if result is None:
+            logger.info(f"half {number} of 2: {'every second electron' if by == 'electrons' else 'every second position'}, drawn by chance")
+            with _memory_told():
+                result = _reconstructed(replace(_third(job, number), folder=None), part, keeper)
+            keeper.keep_result(name, result)
+        results.append(result)
     quality = assess(whole, (results[0], results[1]), (halves[0].positions, halves[1].positions), by)
     logger.info(quality.summary())
     return replace(whole, quality=quality)

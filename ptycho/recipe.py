@@ -92,10 +92,15 @@ class DetectorSection(Section):
 
 
 class OutputSection(Section):
-    """Where the run folder goes, relative to the recipe; with ``halves`` two more reconstructions, from half of the data each, say how good it is."""
+    """Where the run folder goes, relative to the recipe; with ``halves`` two more reconstructions, from half of the data each, say how good it is.
+
+    The state is kept every ``checkpoint_minutes`` and every ``checkpoint_epochs``; 0: not by this rule.
+    """
 
     directory: str = "run"
     halves: bool = False
+    checkpoint_minutes: Annotated[float, Field(ge=0)] = 5.0
+    checkpoint_epochs: Annotated[int, Field(ge=0)] = 0
 
 
 class Recipe(Section):

@@ -170,7 +170,7 @@ echo "job $job, restart ${{SLURM_RESTART_COUNT:-0}}: $point on $SLURM_JOB_NODELI
 {distributed}
 trap : TERM USR2  # meant for the step, which this shell waits for
 srun --cpus-per-task="$SLURM_CPUS_PER_TASK" --kill-on-bad-exit=1 {ranked}"$python" -m ptycho \\
-    reconstruct "$point.toml" --device {device} --threads "$SLURM_CPUS_PER_TASK"
+    reconstruct "$point.toml" --resume --device {device} --threads "$SLURM_CPUS_PER_TASK"
 code=$?
 
 case "$code" in

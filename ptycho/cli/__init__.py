@@ -19,7 +19,7 @@ from ptycho.cli.reconstruct import reconstruct
 from ptycho.cli.simulate import simulate
 from ptycho.cli.status import status
 from ptycho.cli.submit import submit
-from ptycho.errors import OutOfMemoryError, PtychoError
+from ptycho.errors import OutOfMemoryError, PtychoError, Stopped
 
 #: Exit code of a command that Ctrl-C ended, as shells have it: 128 + SIGINT.
 INTERRUPTED = 130
@@ -31,7 +31,7 @@ _UsageError: Any = typer.BadParameter.__base__
 app = typer.Typer(
     name="ptycho",
     help="4D-STEM ptychography: from a pixelated-detector file to a phase image. Try: ptycho reconstruct demo",
-    epilog="Exit codes: 0 ok, 1 bug, 2 usage, 3 recipe, 4 input data, 5 output, 6 memory, 7 diverged, 130 interrupted.",
+    epilog="Exit codes: 0 ok, 1 bug, 2 usage, 3 recipe, 4 input data, 5 output, 6 memory, 7 diverged, 75 stopped: start it again, 130 interrupted.",
     add_completion=False,
     pretty_exceptions_enable=False,
     rich_markup_mode=None,
@@ -82,7 +82,7 @@ def main() -> None:
     except PtychoError as error:
         if debug:
             raise
-        _fail(str(error), error.exit_code)
+        _fail(str(error), error.exit_code, "" if isinstance(error, Stopped) else "error: ")
     except (KeyboardInterrupt, typer.Abort):
         code = INTERRUPTED
     except BrokenPipeError:
@@ -103,6 +103,6 @@ def main() -> None:
         sys.exit(code)
 
 
-def _fail(message: str, code: int) -> None:
-    print("ptycho: error: " + " ".join(message.split()), file=sys.stderr)
+def _fail(message: str, code: int, kind: str = "error: ") -> None:
+    print(f"ptycho: {kind}{' '.join(message.split())}", file=sys.stderr)
     sys.exit(code)

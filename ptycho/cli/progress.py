@@ -43,7 +43,7 @@ def shown(epochs: int) -> Iterator[Callable[[EpochRecord, int], None]]:
         bar.leave, bar.total = True, total
         shown = {"loss": f"{record.loss:.5f}"} | ({} if record.held_out is None else {"held_out": f"{record.held_out:.4f}"})
         bar.set_postfix(shown, refresh=False)
-        bar.update()
+        bar.update(record.epoch - bar.n)  # a run that goes on begins in the middle
 
     try:
         with bar:

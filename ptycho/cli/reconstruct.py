@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import zipfile
+from dataclasses import dataclass
 from enum import StrEnum
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -35,6 +36,7 @@ def reconstruct(
     set_: Annotated[list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="As in --set model.slices=4; repeatable.")] = None,
     halves: Annotated[bool, typer.Option("--halves", help="Two half-data runs too: resolution, error.")] = False,
     fresh: Annotated[bool, typer.Option("--fresh", help="Move what is in DIR aside and start anew.")] = False,
+    resume: Annotated[bool, typer.Option("--resume", help="Go on, as always; done is no error.")] = False,
     device: Annotated[Device, typer.Option(metavar="NAME", help="auto, cpu, cuda or mps.")] = Device.auto,
     threads: Annotated[int, typer.Option(min=0, metavar="N", show_default=False, help="CPU threads (0: all cores).")] = 0,
     voltage_kV: Annotated[Number, typer.Option("--voltage-kV", metavar="KV", help="Acceleration voltage.")] = None,
@@ -68,7 +70,7 @@ def reconstruct(
     }  # fmt: skip
     settings = [f"{key}={str(value).lower() if isinstance(value, bool) else value}" for key, value in given.items() if value is not None]
     recipe = recipe_for(str(_make_demo()) if source == "demo" else source, settings + (set_ or []))
-    folder, result = _run(recipe, output or Path(recipe.output.directory), fresh, device, threads)
+    folder, result = _run(recipe, RunPlace(output or Path(recipe.output.directory), fresh, resume), device, threads)
     typer.echo(f"picture: {folder / 'phase.png'}")
     if result.quality is not None:
         typer.echo(result.quality.summary())
@@ -87,22 +89,33 @@ def _make_demo() -> Path:
     return recipe
 
 
-def _run(recipe: Recipe, output: Path, fresh: bool, device: str, threads: int) -> tuple[Path, Result]:
+@dataclass(frozen=True)
+class RunPlace:
+    """Where the run's folder is, and what is done with one that is there."""
+
+    path: Path
+    fresh: bool
+    resume: bool
+
+
+def _run(recipe: Recipe, where: RunPlace, device: str, threads: int) -> tuple[Path, Result]:
     """Carry out the recipe; the folder of its results and the result."""
     import torch
 
     from ptycho.cli.progress import shown
+    from ptycho.cli.signals import stopping
     from ptycho.pipeline import Job, choose_device, run
     from ptycho.runfolder import RunFolder
 
     if threads > 0:
         torch.set_num_threads(threads)
     # What is quick to check comes first; nothing is written before everything is known to be sound.
-    folder, place = RunFolder(output, fresh), choose_device(device)
-    data = recipe.read()
-    epochs = sum(stage.epochs for stage in recipe.solve) * (3 if recipe.output.halves else 1)
-    with shown(epochs) as progress:
-        return folder.path, run(Job(recipe, data, place, folder, progress))
+    folder, place = RunFolder(where.path, where.fresh, where.resume), choose_device(device)
+    with stopping() as stop:
+        data = recipe.read()
+        epochs = sum(stage.epochs for stage in recipe.solve) * (3 if recipe.output.halves else 1)
+        with shown(epochs) as progress:
+            return folder.path, run(Job(recipe, data, place, folder, progress, stop))
 
 
 def _tell_agreement(result: Result, truth: Path) -> None:

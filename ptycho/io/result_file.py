@@ -7,14 +7,11 @@ of fixed length: nothing in the file is ever executed, and HDF5 has no heap of v
 
 from __future__ import annotations
 
-import contextlib
 import dataclasses
 import hashlib
 import io
 import math
 import os
-import shutil
-import tempfile
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -24,8 +21,9 @@ import numpy as np
 import tifffile
 from numpy.typing import NDArray
 
-from ptycho.errors import DataError, OutputError
-from ptycho.io.files import file_size, publish, unreadable
+from ptycho.atomic import unwritable, write_file
+from ptycho.errors import DataError
+from ptycho.io.files import file_size, unreadable
 from ptycho.io.records import read_array, read_record, read_text, text_array, write_array, write_record, write_text
 from ptycho.result import EpochRecord, Result
 
@@ -60,10 +58,19 @@ def save_result(result: Result, directory: str | os.PathLike[str]) -> Path:
 
     folder = Path(directory)
     # The arrays first: a picture that fails must not take the result with it.
-    path = _replace(folder / RESULT, _hdf5(result))
-    _replace(folder / TIFF, _imagej(result))
-    _replace(folder / PNG, phase_png(result))
+    path = write_result(folder / RESULT, result)
+    write_file(folder / TIFF, _imagej(result))
+    write_file(folder / PNG, phase_png(result))
     return path
+
+
+def write_result(path: Path, result: Result) -> Path:
+    """Write a result as one HDF5 file, its folder made when missing. Raises OutputError."""
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise unwritable(path, error) from None
+    return write_file(path, _hdf5(result))
 
 
 def load_result(path: str | os.PathLike[str]) -> Result:
@@ -87,46 +94,6 @@ def load_result(path: str | os.PathLike[str]) -> Result:
     if problem:
         raise DataError(f"{file_path}: {problem}; the file is damaged, reconstruct again")
     return result
-
-
-def _replace(path: Path, content: memoryview | bytes) -> Path:
-    """Put ``content`` at ``path`` in one step. Raises OutputError when that fails, with what is needed and what is free."""
-    temporary = None
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
-        with open(handle, "wb") as file:
-            file.write(content)
-            file.flush()
-            os.fsync(file.fileno())
-        publish(Path(temporary), path)
-        _sync_folder(path.parent)
-    except OSError as error:
-        raise OutputError(_unwritable(path, len(content), error)) from None
-    finally:
-        if temporary is not None:
-            with contextlib.suppress(OSError):
-                os.unlink(temporary)
-    return path
-
-
-def _sync_folder(folder: Path) -> None:
-    """Make the new name survive a power cut; some file systems (and Windows) cannot, and need not, do this."""
-    with contextlib.suppress(OSError):
-        handle = os.open(folder, os.O_RDONLY)
-        try:
-            os.fsync(handle)
-        finally:
-            os.close(handle)
-
-
-def _unwritable(path: Path, n_bytes: int, error: OSError) -> str:
-    message = f"{path}: cannot be written ({error.strerror or error})"
-    with contextlib.suppress(OSError):
-        existing = next(folder for folder in path.absolute().parents if folder.is_dir())
-        free = shutil.disk_usage(existing).free
-        message += f"; needs {n_bytes / 1e6:.1f} MB, {free / 1e6:.1f} MB free on {existing}"
-    return message + "; free some space or choose another folder with -o"
 
 
 def _hdf5(result: Result) -> memoryview:

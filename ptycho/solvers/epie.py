@@ -14,6 +14,7 @@ from ptycho.holdout import Split
 from ptycho.model import Ptychography
 from ptycho.solvers.base import Due, Settings, Step
 from ptycho.solvers.refine import Refinement
+from ptycho.solvers.state import State, placed
 from ptycho.solvers.three_pie import Rates, three_pie
 
 
@@ -64,6 +65,18 @@ class PIE(Step):
         leaves = (self.model.object.transmission.data, self.model.probe.wave.data)
         self.momenta = [Momentum(leaf, settings.momentum) for leaf in leaves] if settings.momentum else []
         self.batches = 0
+
+    def state_dict(self) -> State:
+        """The step length of the epoch, the momenta."""
+        momenta = [(momentum.velocity, momentum.before) for momentum in self.momenta]
+        return {"step": self.step, "batches": self.batches, "momenta": momenta, "refinement": self.refinement.state_dict()}
+
+    def load_state_dict(self, state: State, due: Due) -> None:
+        """As it was."""
+        self.due, self.step, self.batches = due, state["step"], state["batches"]
+        for momentum, kept in zip(self.momenta, state["momenta"], strict=True):
+            momentum.velocity, momentum.before = placed(kept, self.engine.device)
+        self.refinement.load_state_dict(state["refinement"])
 
     def start_epoch(self, epoch: int, due: Due) -> None:
         """The step length of the epoch."""

@@ -15,6 +15,7 @@ from ptycho.holdout import Split
 from ptycho.solvers.base import Due, Settings, Step
 from ptycho.solvers.refine import Refinement
 from ptycho.solvers.refine_detector import keep_bounds, switch_on
+from ptycho.solvers.state import State, placed, set_state, state_of
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -69,6 +70,17 @@ class Nesterov(Step):
         self.pure_phase = constraints.pure_phase is not None
         self.mean_phase = constraints.positive_phase.mean_phase_rad if constraints.positive_phase is not None else 0.0
         self.annealed = False
+
+    def state_dict(self) -> State:
+        """Velocities, and what holds for the epoch."""
+        own = state_of(self, "velocity", "probe_velocity", "annealed", "memory", "scale")
+        return {"own": own, "refinement": self.refinement.state_dict()}
+
+    def load_state_dict(self, state: State, due: Due) -> None:
+        """As it was."""
+        self.due = due
+        set_state(self, state["own"], self.engine.device)
+        self.refinement.load_state_dict(state["refinement"])
 
     def anneal(self) -> bool:
         """What is at rest with short steps averages as much as it ever will."""
@@ -125,6 +137,16 @@ class TorchOptimizer(Step):
     def __init__(self, settings: Gradient, engine: Likelihood, factor: float) -> None:
         self.settings, self.engine, self.model, self.factor = settings, engine, engine.model, factor
         self.optimizer: torch.optim.Optimizer | None = None
+
+    def state_dict(self) -> State:
+        """The optimiser's own."""
+        return {"optimizer": None if self.optimizer is None else self.optimizer.state_dict()}
+
+    def load_state_dict(self, state: State, due: Due) -> None:
+        """A new optimiser for the same parameters, with what the old one knew."""
+        self.start_epoch(0, due)
+        if self.optimizer is not None:
+            self.optimizer.load_state_dict(placed(state["optimizer"], self.engine.device))
 
     def start_epoch(self, epoch: int, due: Due) -> None:
         """Parameters that become due join; the optimiser is made anew only then."""

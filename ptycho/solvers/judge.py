@@ -18,6 +18,7 @@ from ptycho.loss import Loss
 from ptycho.model import Ptychography
 from ptycho.patterns import Patterns
 from ptycho.solvers.refine import Refinement
+from ptycho.solvers.state import State
 
 if TYPE_CHECKING:
     from ptycho.solvers.base import Due
@@ -31,15 +32,23 @@ class Judge:
     which makes its deviance smaller by about one each, of as many as there are pixels.
     """
 
-    def __init__(self, engine: Likelihood, patterns: Patterns, split: Split, floor_e: float) -> None:
+    def __init__(self, engine: Likelihood, patterns: Patterns, split: Split, floor_e: float, state: State | None = None) -> None:
         self.engine, self.patterns, self.model = engine, patterns, engine.model
         chunk = engine.chunk
         self.plan = [split.held[start : start + chunk] for start in range(0, len(split.held), chunk)]
         #: Variance of the noise over its mean, in electrons.
-        self.scale = noise_scale(patterns, self.model.positions.value_px.detach().cpu().numpy(), split.train)
+        positions = self.model.positions.value_px.detach().cpu().numpy()
+        self.scale = noise_scale(patterns, positions, split.train) if state is None else state["scale"]
         self.deviance = Deviance(floor_e, self.scale, engine.device)
         self.refinement = Refinement(self.model, engine.loss.natural_step)
         self._least, self._expected = math.inf, math.nan
+        if state is not None:
+            self._least, self._expected = state["least"], state["expected"]
+            self.refinement.load_state_dict(state["refinement"])
+
+    def state_dict(self) -> State:
+        """What is to be remembered: the noise is that at the beginning."""
+        return {"scale": self.scale, "least": self._least, "expected": self._expected, "refinement": self.refinement.state_dict()}
 
     @torch.no_grad()
     def __call__(self, due: Due) -> tuple[NDArray[np.float64], float]:

@@ -14,6 +14,7 @@ from ptycho.errors import RecipeError
 from ptycho.holdout import Split
 from ptycho.solvers.base import Due, Settings, Step
 from ptycho.solvers.refine import Refinement
+from ptycho.solvers.state import State, set_state, state_of
 from ptycho.solvers.tangent import Tangent
 
 #: So much of its diagonal is added to the least-squares matrix (Odstrcil et al. 2018, eq. 24).
@@ -80,6 +81,17 @@ class LeastSquares(Step):
         self.batches = 0
         #: How far the memory has grown, from 0 to 1, and by how much that is ahead of the epochs.
         self.progress = self.ahead = 0.0
+
+    def state_dict(self) -> State:
+        """Lengths, velocity, and what holds for the epoch."""
+        own = state_of(self, "velocity", "lengths", "batches", "progress", "ahead", "memory", "scale")
+        return {"own": own, "refinement": self.refinement.state_dict()}
+
+    def load_state_dict(self, state: State, due: Due) -> None:
+        """As it was."""
+        self.due = due
+        set_state(self, state["own"], self.engine.device)
+        self.refinement.load_state_dict(state["refinement"])
 
     def start_epoch(self, epoch: int, due: Due) -> None:
         """How much is averaged, and the illumination, which changes slowly."""

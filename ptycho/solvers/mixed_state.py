@@ -14,7 +14,7 @@ from ptycho.holdout import Split
 from ptycho.model import Ptychography
 from ptycho.patterns import Patterns
 from ptycho.probe import seed_modes
-from ptycho.solvers.base import Epoch
+from ptycho.solvers.base import Bookmark, Epoch
 from ptycho.solvers.epie import EPIE
 
 
@@ -34,10 +34,12 @@ class MixedState(EPIE):
         if self.modes < 0 or not 0 < self.seed_share < 1:
             raise RecipeError(f"modes = {self.modes}, seed_share = {self.seed_share}: at least 0 modes and a share between 0 and 1 are needed")
 
-    def run(self, model: Ptychography, patterns: Patterns, workers: int = 1, split: Split | None = None) -> Iterator[Epoch]:
+    def run(
+        self, model: Ptychography, patterns: Patterns, workers: int = 1, split: Split | None = None, bookmark: Bookmark | None = None
+    ) -> Iterator[Epoch]:
         """Yield after each epoch, with the modes orthogonal and the strongest first; ``model`` is changed in place."""
         if self.modes > len(model.probe.wave):
             model.probe.wave = torch.nn.Parameter(seed_modes(model.probe.wave.detach(), self.modes, self.seed_share))
-        for epoch in super().run(model, patterns, workers, split):
+        for epoch in super().run(model, patterns, workers, split, bookmark):
             OrthogonalModes().apply(model)
             yield epoch

@@ -15,6 +15,7 @@ from ptycho.holdout import Split
 from ptycho.solvers.base import Due, Settings, Step, Updates
 from ptycho.solvers.lsqml import inner
 from ptycho.solvers.refine import Refinement
+from ptycho.solvers.state import State, set_state, state_of
 from ptycho.solvers.tangent import Tangent
 
 #: So much of its diagonal is added to the matrix: directions that nearly coincide are not played off against each other.
@@ -79,6 +80,17 @@ class SubspaceGradients(Step):
         self.before: tuple[Tensor, Tensor] | None = None
         #: The loss at which the next pass may find the model at most.
         self.allowed = torch.full((), torch.inf, dtype=torch.float64, device=engine.device)
+
+    def state_dict(self) -> State:
+        """The sums of the pass so far, and where the last step began."""
+        own = state_of(self, "gradient", "probe_gradient", "before", "allowed", "loss", "sample")
+        return {"own": own, "refinement": self.refinement.state_dict()}
+
+    def load_state_dict(self, state: State, due: Due) -> None:
+        """As it was."""
+        self.due = due
+        set_state(self, state["own"], self.engine.device)
+        self.refinement.load_state_dict(state["refinement"])
 
     def start_epoch(self, epoch: int, due: Due) -> None:
         """Nothing is summed yet."""

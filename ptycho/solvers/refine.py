@@ -23,6 +23,7 @@ from ptycho.solvers.refine_detector import DetectorSide, switch_on
 from ptycho.solvers.refine_positions import PositionSteps
 from ptycho.solvers.refine_tilt import straighten
 from ptycho.solvers.scalar import TURN_RAD, Scalar
+from ptycho.solvers.state import State, set_state, state_of
 
 if TYPE_CHECKING:
     from ptycho.solvers.base import Due
@@ -49,6 +50,21 @@ class Refinement:
         self._inverses: dict[str, Tensor] = {}
         self._positions: PositionSteps | None = None
         self._affine: AffineSteps | None = None
+
+    def state_dict(self) -> State:
+        """What is to be remembered."""
+        parts = {"_positions": self._positions, "_affine": self._affine, "detector_side": self.detector_side}
+        held = {name: None if part is None else part.state_dict() for name, part in parts.items()}
+        return {"own": state_of(self, "_batches", "_passes", "_tilted", "_inverses"), **held}
+
+    def load_state_dict(self, state: State) -> None:
+        """As it was."""
+        set_state(self, state["own"], self.model.probe.wave.device)
+        self.detector_side.load_state_dict(state["detector_side"])
+        if state["_positions"] is not None:
+            self._positions, self._affine = PositionSteps(self.model, self.natural_step), AffineSteps(self.model)
+            self._positions.load_state_dict(state["_positions"])
+            self._affine.load_state_dict(state["_affine"])
 
     @torch.no_grad()
     def gradients(self, engine: Likelihood, index: Tensor, counts: Tensor, due: Due) -> tuple[Gradients, Tensor, Tensor]:

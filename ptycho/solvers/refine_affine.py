@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from ptycho.model import Ptychography
+from ptycho.solvers.state import State, set_state, state_of
 
 #: No position moves by more than this many pixels at a step.
 _MOST_PX = 0.3
@@ -28,6 +29,14 @@ class AffineSteps:
         self.model = model
         self.centre = model.positions.value_px.data.mean(0)
         self._velocity = self.centre.new_zeros(2, 2)
+
+    def state_dict(self) -> State:
+        """What is to be remembered."""
+        return state_of(self, "centre", "_velocity")
+
+    def load_state_dict(self, state: State) -> None:
+        """As it was."""
+        set_state(self, state, self.centre.device)
 
     def step(self, index: Tensor, gradient: Tensor, curvature: Tensor) -> Tensor:
         """The change (2, 2) that the positions are to follow, from gradient and curvature (B, 2) of the positions ``index``."""

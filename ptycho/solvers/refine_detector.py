@@ -18,6 +18,7 @@ from ptycho.errors import RecipeError
 from ptycho.model import Ptychography
 from ptycho.probe import Probe
 from ptycho.solvers.scalar import TURN_RAD, Scalar
+from ptycho.solvers.state import State, set_state, state_of
 
 if TYPE_CHECKING:
     from ptycho.solvers.base import Due
@@ -71,6 +72,14 @@ class DetectorSide:
         self._smoothers: dict[int, Tensor] = {}
         #: Variations begin at zero, and only what has been normalised has a step for its coefficients.
         self._normalised = False
+
+    def state_dict(self) -> State:
+        """What is to be remembered."""
+        return state_of(self, "_seen", "_smoothers", "_normalised")
+
+    def load_state_dict(self, state: State) -> None:
+        """As it was."""
+        set_state(self, state, self.model.probe.wave.device)
 
     def scalars(self, found: Gradients, due: Due) -> list[Scalar]:
         """The parameters that all patterns share, for the common Gauss-Newton step."""

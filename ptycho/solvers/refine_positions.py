@@ -14,6 +14,7 @@ from scipy.spatial import cKDTree
 from torch import Tensor
 
 from ptycho.model import Ptychography
+from ptycho.solvers.state import State, set_state, state_of
 
 #: The smooth part of a position is the median over this many neighbours.
 _NEIGHBOURS = 24
@@ -39,6 +40,14 @@ class PositionSteps:
         # The nearest one is the position itself.
         near = cKDTree(positions.cpu().numpy()).query(positions.cpu().numpy(), k=range(2, count + 2))[1] if count else [[0]] * len(positions)
         self.neighbours = torch.as_tensor(near, device=positions.device)
+
+    def state_dict(self) -> State:
+        """What is to be remembered; neighbours and affine map are those of the scan as it was at the beginning."""
+        return state_of(self, "scan", "alone", "variance", "basis", "project", "neighbours")
+
+    def load_state_dict(self, state: State) -> None:
+        """As it was."""
+        set_state(self, state, self.scan.device)
 
     def step(self, index: Tensor, gradient: Tensor, curvature: Tensor) -> None:
         """Move the positions ``index`` (B,) by gradient and curvature of the loss, (B, 2)."""

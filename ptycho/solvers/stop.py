@@ -8,11 +8,13 @@ from enum import Enum, auto
 from typing import ClassVar
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
 from ptycho.errors import DivergedError, RecipeError
 from ptycho.model import Ptychography
+from ptycho.solvers.state import State, placed, set_state, state_of
 
 #: A loss of this many times the lowest so far is no noise of the batches.
 _FAR_ABOVE = 3.0
@@ -65,6 +67,14 @@ class Watch:
         self._seen: list[NDArray[np.float64]] = []
         self._since = 0
 
+    def state_dict(self) -> State:
+        """All it was told."""
+        return state_of(self, "first", "best", "_seen", "_since")
+
+    def load_state_dict(self, state: State) -> None:
+        """As it was."""
+        set_state(self, state, torch.device("cpu"))
+
     def told(self, deviances: NDArray[np.float64]) -> Verdict:
         """The verdict after one more epoch."""
         self._seen.append(deviances)
@@ -97,8 +107,8 @@ class Watch:
 class Snapshot:
     """A copy of all of a model's numbers, on its device."""
 
-    def __init__(self, model: Ptychography) -> None:
-        self.tensors = [tensor.clone() for tensor in _tensors(model)]
+    def __init__(self, model: Ptychography, tensors: list[Tensor] | None = None) -> None:
+        self.tensors = [tensor.clone() for tensor in _tensors(model)] if tensors is None else tensors
 
     def restore(self, model: Ptychography) -> None:
         """Put them back, in place; what the model did not have then, it has no more."""
@@ -123,6 +133,15 @@ class Rescue:
         self.returns = 0
         self._nothing = _NOTHING * min(1.0, electrons_per_pixel)
         self._lowest = start
+
+    def state_dict(self) -> State:
+        """The good model, and how often it was needed."""
+        return {"good": self.good.tensors, "returns": self.returns, "lowest": self._lowest}
+
+    def load_state_dict(self, state: State) -> None:
+        """As it was."""
+        self.good = Snapshot(self.model, placed(state["good"], self.model.probe.wave.device))
+        self.returns, self._lowest = state["returns"], state["lowest"]
 
     def diverged(self, deviance: float) -> bool:
         """Whether the deviance after an epoch says so."""

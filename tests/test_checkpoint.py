@@ -1,0 +1,122 @@
+"""Nothing is lost: a run that is stopped anywhere and goes on is the run that was not stopped, bit for bit."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from numpy.typing import NDArray
+
+import ptycho
+from ptycho.constraint import Constraints, OrthogonalModes, PurePhase
+from ptycho.errors import DataError, OutputError, Stopped
+from ptycho.io.checkpoint import checkpoints, load_checkpoint, load_latest, save_checkpoint
+from ptycho.solvers import EPIE, LSQML, Gradient, MixedState, Polish, Updates
+
+KNOWN: dict[str, Any] = {"voltage_kV": 80, "semiangle_mrad": 24.9, "step_A": 0.4, "defocus_A": 20}
+ALL = Updates(probe=1, positions=1, affine=1, aberrations=1, source=2, descan=1, background=1, blur=2)
+
+
+def after(batches: int) -> Callable[[], bool]:
+    """Asks to stop after so many batches."""
+    seen = iter(range(batches))
+    return lambda: next(seen, None) is None
+
+
+def assert_same(one: ptycho.Result, other: ptycho.Result) -> None:
+    for name in ("object", "occupancy", "probe", "slice_thickness_A", "positions_A", "tilt_mrad"):
+        np.testing.assert_array_equal(getattr(one, name), getattr(other, name), err_msg=name)
+    assert [(r.stage, r.epoch, r.loss, r.held_out, r.note) for r in one.history] == [
+        (r.stage, r.epoch, r.loss, r.held_out, r.note) for r in other.history
+    ]
+    assert one.aberrations == other.aberrations
+
+
+@pytest.fixture
+def data(tmp_path: Path, disk_patterns: NDArray[np.float32]) -> ptycho.Dataset4D:
+    np.save(tmp_path / "scan.npy", disk_patterns)
+    return ptycho.read(tmp_path / "scan.npy", **KNOWN)
+
+
+def interrupted(data: ptycho.Dataset4D, folder: Path, every: int, **options: Any) -> ptycho.Result:
+    """To the end, with a stop after every so many batches."""
+    for _ in range(200):
+        try:
+            return ptycho.reconstruct(data, device="cpu", output=folder, stop=after(every), **options)
+        except Stopped as stopped:
+            assert "give the same command again" in str(stopped)
+            assert json.loads((folder / "status.json").read_text())["state"] == "stopped"
+    raise AssertionError("it does not come to an end")
+
+
+SOLVERS = [
+    [Gradient(epochs=2, batch=10, update=ALL)],
+    [Gradient(epochs=2, batch=10, optimizer="Adam", update=ALL)],
+    [Gradient(epochs=2, batch=24, optimizer="LBFGS")],
+    [LSQML(epochs=2, batch=10, momentum=0.5, update=ALL)],
+    [EPIE(epochs=2, batch=10, momentum=0.5, momentum_every=3)],
+    [Polish(epochs=3, batch=10, constraints=Constraints(pure_phase=PurePhase(), orthogonal_modes=OrthogonalModes()))],
+    [MixedState(epochs=1, modes=2, batch=20), Gradient(epochs=1, batch=20, bin=2), Gradient(epochs=1, batch=20, slices=2)],
+]
+
+
+@pytest.mark.parametrize("solve", SOLVERS, ids=lambda solve: "+".join(s.kind for s in solve) + getattr(solve[0], "optimizer", ""))
+def test_stopped_and_started_again_is_the_same_bit_for_bit(data: ptycho.Dataset4D, tmp_path: Path, solve: list[Any]) -> None:
+    options = {"solve": solve, "probe_modes": 2, "slices": 2, "slice_thickness_A": 8}
+    whole = ptycho.reconstruct(data, device="cpu", output=tmp_path / "whole", **options)
+    parts = interrupted(data, tmp_path / "parts", 4, **options)
+    assert_same(parts, whole)
+    assert_same(ptycho.load(tmp_path / "parts"), whole)
+    lines = [json.loads(line)["epoch"] for line in (tmp_path / "parts" / "metrics.jsonl").read_text().splitlines()]
+    assert lines == list(range(1, len(whole.history) + 1))
+    assert not (tmp_path / "parts" / "checkpoints").exists() and not (tmp_path / "parts" / "run.lock").exists()
+
+
+def test_other_recipes_and_other_data_are_refused(data: ptycho.Dataset4D, tmp_path: Path, disk_patterns: NDArray[np.float32]) -> None:
+    folder = tmp_path / "run"
+    with pytest.raises(Stopped):
+        ptycho.reconstruct(data, device="cpu", output=folder, stop=after(3), epochs=4, batch=10)
+    with pytest.raises(OutputError, match=r"solve\.0\.epochs was 4 and is 5"):
+        ptycho.reconstruct(data, device="cpu", output=folder, epochs=5, batch=10)
+    np.save(tmp_path / "scan.npy", disk_patterns[::-1].copy())
+    with pytest.raises(OutputError, match="a run of other data"):
+        ptycho.reconstruct(ptycho.read(tmp_path / "scan.npy", **KNOWN), device="cpu", output=folder, epochs=4, batch=10)
+
+
+TREE = {"a": torch.arange(6.0).reshape(2, 3), 3: (None, True, float("nan"), [torch.ones(0, 2), np.arange(4)]), "z": torch.tensor([1 + 2j])}
+
+
+def test_a_checkpoint_gives_back_what_was_put_in(tmp_path: Path) -> None:
+    back = load_checkpoint(save_checkpoint(tmp_path, 1, 2, TREE))
+    assert torch.equal(back["a"], TREE["a"]) and torch.equal(back["z"], TREE["z"]) and list(back) == ["a", 3, "z"]
+    assert back[3][:2] == (None, True) and np.isnan(back[3][2]) and back[3][3][0].shape == (0, 2) and (back[3][3][1] == np.arange(4)).all()
+
+
+def test_two_are_kept_and_a_damaged_one_is_passed_over(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    for epoch in (1, 2, 3):
+        save_checkpoint(tmp_path, epoch, 1, {"epoch": epoch})
+    assert [p.name for p in checkpoints(tmp_path)] == ["epoch-000002-000001", "epoch-000003-000001"]
+    (checkpoints(tmp_path)[-1] / "state.json").write_bytes(b"{}")
+    assert load_latest(tmp_path)[1] == {"epoch": 2} and "damaged" in caplog.text
+    (checkpoints(tmp_path)[0] / "sha256.txt").unlink()
+    with pytest.raises(DataError, match="no checkpoint is sound"):
+        load_latest(tmp_path)
+
+
+def test_every_flipped_byte_is_noticed(tmp_path: Path) -> None:
+    path, random = save_checkpoint(tmp_path, 1, 1, TREE), np.random.default_rng(0)
+    files = sorted(path.iterdir())
+    for number in range(200):
+        file = files[number % len(files)]
+        content = file.read_bytes()
+        place = int(random.integers(len(content)))
+        file.write_bytes(content[:place] + bytes([content[place] ^ int(random.integers(1, 256))]) + content[place + 1 :])
+        with pytest.raises(DataError):
+            load_checkpoint(path)
+        file.write_bytes(content)
+    load_checkpoint(path)
