@@ -20,11 +20,12 @@ from ptycho.slurm import Course, Resources, script
 PLAYER = """#!{python}
 import json, os, signal, sys, time, tomllib
 from pathlib import Path
+from ptycho.lock import Owner
 folder = Path(tomllib.loads(Path(sys.argv[4]).read_text())["output"]["directory"])
 folder.mkdir(exist_ok=True)
 state = folder / "state"
 def tell(state):
-    said = {{"state": state, "pid": os.getpid(), "host": os.uname().nodename, "started": 0, "updated": time.time()}}
+    said = {{"state": state, "pid": os.getpid(), "host": os.uname().nodename, "started": 0, "updated": time.time(), "process": Owner.me().start}}
     (folder / "status.json").write_text(json.dumps(said))
 def stop(number, frame):
     time.sleep(1)
