@@ -11,6 +11,12 @@ class PtychoError(Exception):
     exit_code = 1
 
 
+class SubmitError(PtychoError):
+    """A job cannot be submitted as asked: a wrong option, or no queue to take it (exit code 2)."""
+
+    exit_code = 2
+
+
 class RecipeError(PtychoError, ValueError):
     """The recipe, or a value given in its place, is wrong (exit code 3)."""
 

@@ -17,6 +17,8 @@ from ptycho.cli.image import image
 from ptycho.cli.info import info
 from ptycho.cli.reconstruct import reconstruct
 from ptycho.cli.simulate import simulate
+from ptycho.cli.status import status
+from ptycho.cli.submit import submit
 from ptycho.cli.tune import tune
 from ptycho.errors import OutOfMemoryError, PtychoError, Stopped
 
@@ -44,6 +46,8 @@ app.command(short_help="Search for a recipe's best values.")(tune)
 app.command(short_help="Virtual detectors, CoM, DPC and iDPC as pictures.")(image)
 app.command(short_help="Write a data set as one HDF5 file.")(convert)
 app.command(short_help="Write a data set with known truth.")(simulate)
+app.command(short_help="Queue runs: Slurm jobs, arrays, or here.")(submit)
+app.command(short_help="How runs stand: state, epoch, loss, time left.")(status)
 
 
 @app.callback(invoke_without_command=True)
