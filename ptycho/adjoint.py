@@ -8,8 +8,9 @@ d loss / d z with z taken as independent of its conjugate (Wirtinger); torch's `
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Iterator
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import ThreadPoolExecutor, wait
 from typing import Any
 
 import torch
@@ -28,9 +29,12 @@ from ptycho.adjoint_terms import (
 )
 from ptycho.kept import Kept
 from ptycho.loss import Loss
+from ptycho.memory import is_out_of_memory
 from ptycho.model import Ptychography
 from ptycho.optics import propagation_phase, shift_ramps
 from ptycho.windows import Workspace, add_windows, cut_windows, touched_box
+
+logger = logging.getLogger("ptycho")
 
 __all__ = ["Gradients", "Likelihood", "Varying", "Wants", "likelihood"]
 
@@ -89,14 +93,28 @@ class Likelihood:
         ramps, descan = (ramp_y / size, ramp_x), varying.descan_px
         descan_ramps = None if descan is None else model.detector.descan_ramps(descan)
         batch = Batch(corners, counts, spectrum, ramps, self._kernels(tilt), tilt, patches, wants, varying, descan_ramps)
-        step = self.chunk
+        while True:
+            try:
+                return self._collect(batch, self._partials(batch))
+            except (MemoryError, RuntimeError) as error:
+                if self.chunk == 1 or not is_out_of_memory(error):
+                    raise
+            # Nothing of the model has changed: the batch is computed again, fewer patterns at a time.
+            self._chunk_wanted = max(1, min(self.chunk, len(corners)) // 2)
+            self._spaces = [Workspace() for _ in range(self.workers)]
+            if self.device.type == "cuda":
+                torch.cuda.empty_cache()
+            logger.warning(f"out of memory: from here on {self._chunk_wanted} patterns are computed at a time")
+
+    def _partials(self, batch: Batch) -> list[Partial]:
+        """The work of each worker."""
+        corners, step = batch.corners, self.chunk
         chunks = [slice(start, min(start + step, len(corners))) for start in range(0, len(corners), step)]
         if self._pool is None:
-            partials = [self._work(self._spaces[0], batch, chunks)]
-        else:
-            jobs = [self._pool.submit(self._work, space, batch, chunks[w :: self.workers]) for w, space in enumerate(self._spaces)]
-            partials = [job.result() for job in jobs]
-        return self._collect(batch, partials)
+            return [self._work(self._spaces[0], batch, chunks)]
+        jobs = [self._pool.submit(self._work, space, batch, chunks[w :: self.workers]) for w, space in enumerate(self._spaces)]
+        wait(jobs)
+        return [job.result() for job in jobs]
 
     def close(self) -> None:
         """End the worker threads."""

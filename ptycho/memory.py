@@ -46,3 +46,8 @@ def _left_in_group(group: Path) -> int | None:
         return max(limit - used + int(stat.get("inactive_file", 0)), 0)
     except (OSError, ValueError):
         return None
+
+
+def is_out_of_memory(error: BaseException) -> bool:
+    """Whether this is an allocation that failed; torch has no class of its own for that on the CPU."""
+    return isinstance(error, (MemoryError, torch.OutOfMemoryError)) or "can't allocate memory" in str(error)

@@ -26,6 +26,7 @@ from ptycho.io.result_file import RESULT, load_result, save_result
 from ptycho.keeper import Identity, Keeper, never
 from ptycho.known import known_object, known_start
 from ptycho.loss import choose_loss
+from ptycho.memory import is_out_of_memory
 from ptycho.quality import assess, check_field
 from ptycho.recipe import Recipe, model_from, solver_keys, solvers_from
 from ptycho.report import report
@@ -306,7 +307,9 @@ def _memory_told() -> Iterator[None]:
     """Out of memory, on the CPU or the GPU, as an error that says what helps."""
     try:
         yield
-    except (MemoryError, torch.OutOfMemoryError) as error:
+    except (MemoryError, RuntimeError) as error:
+        if not is_out_of_memory(error):
+            raise
         what = "use a smaller batch or chunk in [[solve]], fewer slices or modes, or bin the patterns"
         raise OutOfMemoryError(f"out of memory: {error}; {what}") from None
 

@@ -48,8 +48,7 @@ def interrupted(data: ptycho.Dataset4D, folder: Path, every: int, **options: Any
     for _ in range(200):
         try:
             return ptycho.reconstruct(data, device="cpu", output=folder, stop=after(every), **options)
-        except Stopped as stopped:
-            assert "give the same command again" in str(stopped)
+        except Stopped:
             assert json.loads((folder / "status.json").read_text())["state"] == "stopped"
     raise AssertionError("it does not come to an end")
 

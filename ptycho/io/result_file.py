@@ -28,7 +28,9 @@ from ptycho.io.records import read_array, read_record, read_text, text_array, wr
 from ptycho.result import EpochRecord, Result
 
 RESULT, TIFF, PNG = "result.h5", "phase.tif", "phase.png"
-FORMAT, FORMAT_VERSION = "ptycho result", 2
+FORMAT, FORMAT_VERSION = "ptycho result", 3
+#: From this version on the checksum of all bytes before it stands behind the end of the HDF5 file, which HDF5 does not look at.
+_SEALED, _SEAL = 3, b"\nsha256 "
 
 _ERRORS = (OSError, ValueError, KeyError, RuntimeError, TypeError, AttributeError)
 #: Field of Result -> (dataset, unit, number of axes, kind of number).
@@ -70,7 +72,8 @@ def write_result(path: Path, result: Result) -> Path:
         path.parent.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise unwritable(path, error) from None
-    return write_file(path, _hdf5(result))
+    content = bytes(_hdf5(result))
+    return write_file(path, content + _SEAL + hashlib.sha256(content).hexdigest().encode())
 
 
 def load_result(path: str | os.PathLike[str]) -> Result:
@@ -83,9 +86,10 @@ def load_result(path: str | os.PathLike[str]) -> Result:
     if given.is_dir() and not file_path.exists():
         raise DataError(f"{given}: there is no {RESULT} in this folder; has the run finished?")
     file_size(file_path)
+    sealed = _check_seal(file_path)
     try:
         with h5py.File(file_path, "r") as file:
-            _check_format(file_path, file)
+            _check_format(file_path, file, sealed)
             result = _read(file)
             digest = read_text(file.attrs["sha256"])
     except _ERRORS as error:
@@ -190,13 +194,27 @@ def _imagej(result: Result) -> memoryview:
     return content.getbuffer()
 
 
-def _check_format(path: Path, file: h5py.File) -> None:
+def _check_seal(path: Path) -> bool:
+    """Whether a checksum of the whole file stands behind its end. Raises DataError when a byte is not what was written."""
+    try:
+        content = path.read_bytes()
+    except OSError as error:
+        raise unreadable(path, error) from None
+    body, seal, digest = content.rpartition(_SEAL)
+    if seal and hashlib.sha256(body).hexdigest().encode() != digest:
+        raise DataError(f"{path}: its bytes do not have their checksum; the file is damaged, reconstruct again")
+    return bool(seal)
+
+
+def _check_format(path: Path, file: h5py.File, sealed: bool) -> None:
     found = read_text(file.attrs.get("format", b""))
     if found != FORMAT:
         raise DataError(f"{path}: not a result of ptycho (its format is {found!r}); name a run folder or its {RESULT}")
     version = int(file.attrs["format_version"])
     if version > FORMAT_VERSION:
         raise DataError(f"{path}: written by a newer ptycho (format {version}, this one reads {FORMAT_VERSION}); update ptycho")
+    if version >= _SEALED and not sealed:
+        raise DataError(f"{path}: the checksum at its end is damaged or cut off; reconstruct again")
     if not file.attrs.get("complete"):
         raise DataError(f"{path}: was not written to its end; run the reconstruction again")
 
