@@ -36,7 +36,8 @@ def device_name(device: torch.device) -> str:
     if device.type == "cuda":
         return torch.cuda.get_device_name(device)
     name = f"{platform.system()} {platform.machine()}"
-    return f"{name}, {torch.get_num_threads()} CPU threads" if device.type == "cpu" else f"{name}, {device.type}"
+    threads = torch.get_num_threads()
+    return f"{name}, {threads} CPU thread{'' if threads == 1 else 's'}" if device.type == "cpu" else f"{name}, {device.type}"
 
 
 def _available(meminfo: Path) -> int | None:

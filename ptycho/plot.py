@@ -261,4 +261,6 @@ def scale_bar(axes: Axes, width_A: float, width_in: float, height_in: float, uni
     x, y, part = 0.12 / width_in, 0.12 / height_in, length / width_A
     axes.add_patch(Rectangle((x, y), part, 0.045 / height_in, transform=axes.transAxes, facecolor="white", path_effects=outline))
     y += 0.075 / height_in
-    axes.text(x + part / 2, y, label, transform=axes.transAxes, color="white", fontsize=8.5, ha="center", va="bottom", path_effects=outline)
+    # Over a short bar a centred label would stand out of the picture.
+    x, side = (x + part / 2, "center") if part * width_in > 0.08 * len(label) else (x, "left")
+    axes.text(x, y, label, transform=axes.transAxes, color="white", fontsize=8.5, ha=side, va="bottom", path_effects=outline)

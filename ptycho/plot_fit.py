@@ -45,8 +45,8 @@ def pattern_picture(examples: Examples, number: int) -> bytes:
 
 def loss_picture(result: Result) -> bytes:
     """Loss and held-out deviance of every epoch, the stages apart; a PNG file."""
-    page = Page(2 * WIDTH, 2.6)
-    show_loss(page.place(0.6, 0.25, 2 * WIDTH - 0.75, 1.9), result.history)
+    page = Page(1.2 * WIDTH, 2.7)
+    show_loss(page.place(0.6, 0.25, 1.2 * WIDTH - 0.7, 2.0), result.history)
     return page.png()
 
 

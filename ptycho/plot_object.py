@@ -28,6 +28,7 @@ def summed_phase_picture(result: Result) -> bytes:
     if len(result.phase) > 1:
         row, column = strongest_column(result)
         height, width = (n * result.pixel_A for n in total.shape)
+        axes.autoscale(False)  # what lies outside must not widen them
         mark: dict[str, Any] = {"color": INK, "markersize": 4, "clip_on": False, "linestyle": ""}
         axes.plot([(column + 0.5) * result.pixel_A], [-0.012 * height], marker="v", **mark)
         axes.plot([-0.012 * width], [(row + 0.5) * result.pixel_A], marker=">", **mark)

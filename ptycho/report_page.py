@@ -17,11 +17,12 @@ h2 { font-size: 1.1rem; margin: 2.4rem 0 .8rem; border-bottom: 1px solid #ddd; p
 p { max-width: 44rem; margin: .5rem 0 } .quiet, figcaption { color: #666; font-size: 13px }
 nav { font-size: 13px; margin: .6rem 0 1.2rem } nav a { color: #2a5a94; text-decoration: none; margin-right: .9rem; white-space: nowrap }
 .row { display: grid; grid-template-columns: repeat(auto-fit, minmax(min(100%, 24rem), 1fr)); gap: 1rem 2rem; align-items: start }
-figure { margin: 0; max-width: 29rem } figure.large { max-width: 40rem } figure.wide { max-width: none }
+figure { margin: 0; max-width: 29rem } figure.large { max-width: 40rem }
 img { display: block; width: 100%; height: auto }
 .scroll { overflow-x: auto } table { border-collapse: collapse; font-size: 14px }
 th, td { text-align: left; vertical-align: top; padding: .15rem 1.4rem .15rem 0; font-weight: normal }
 tbody th, thead th { color: #666 } thead th { border-bottom: 1px solid #ddd; font-size: 13px } td.source { color: #666; font-size: 13px }
+.scroll td { white-space: nowrap } .scroll td.source { white-space: normal; min-width: 13rem } .scroll { margin: .8rem 0 }
 .warnings { padding: .5rem 1rem .5rem 2rem; margin: 0; border-left: 3px solid #c60; background: #fff8f0; max-width: 46rem }
 .warnings li { margin: .3rem 0; overflow-wrap: anywhere }
 pre { background: #f6f6f6; padding: .8rem; overflow: auto; max-height: 26rem; font-size: 12.5px; line-height: 1.4 }
@@ -56,7 +57,7 @@ def page(title: str, summary: str, sections: Sequence[Section]) -> str:
 
 
 def figure(picture: bytes, caption: str, size: str = "") -> str:
-    """A picture (PNG or WebP) with its caption, which is also what is read out instead of it; ``size`` is "", "large" or "wide"."""
+    """A picture (PNG or WebP) with its caption, which is also what is read out instead of it; ``size`` is its class: "large", or none."""
     kind = "png" if picture.startswith(b"\x89PNG") else "webp"
     data = base64.b64encode(picture).decode()
     said, named = escape(caption), f' class="{size}"' if size else ""

@@ -113,7 +113,7 @@ def convergence(result: Result) -> Section | None:
     )
     stages = [[r for r in result.history if r.stage == stage] for stage in sorted({r.stage for r in result.history})]
     heads = ("stage", "solver", "epochs", "time", "loss", "held out", "how it ended")
-    body = figure(loss_picture(result), caption, "wide") + table(heads, [_stage(number, records) for number, records in enumerate(stages, 1)])
+    body = figure(loss_picture(result), caption, "large") + table(heads, [_stage(number, records) for number, records in enumerate(stages, 1)])
     told = [f"epoch {r.epoch}: {r.note}" for records in stages for r in records[:-1] if r.note]
     return Section("convergence", "Convergence", body + "".join(paragraph(note, quiet=True) for note in told))
 
@@ -198,7 +198,7 @@ def calibration(result: Result) -> Section | None:
 
 def effort(result: Result) -> Section:
     """Versions, time and memory."""
-    lines = [("written by", ", ".join(f"{package} {number}" for package, number in result.versions.items()))]
+    lines = [("written by", ", ".join(f"{package} {number}" for package, number in sorted(result.versions.items())))]
     took = result.account
     if took is not None:
         lines += [("computed on", took.device), ("time", _duration(took.seconds))]
@@ -257,7 +257,7 @@ def _reading(split: str) -> str:
 
 
 def _aberrations(result: Result) -> str:
-    return ", ".join(f"{term} = {value:.4g} {'°' if term.endswith('_deg') else 'Å'}" for term, value in result.aberrations.items())
+    return ", ".join(f"{term} = {value:.4g} {'°' if term.endswith('_deg') else 'Å'}" for term, value in sorted(result.aberrations.items()))
 
 
 def _number(count: int, what: str) -> str:
