@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import math
+import platform
+import sys
 from pathlib import Path
 
 import torch
@@ -15,6 +18,26 @@ def free_bytes(device: torch.device) -> int:
         return int(torch.cuda.mem_get_info(device)[0])
     known = [n for n in (_available(Path("/proc/meminfo")), *map(_left_in_group, _groups())) if n is not None]
     return min(known) if known else _UNKNOWN
+
+
+def peak_bytes(device: torch.device) -> tuple[float, float]:
+    """The most that this process has held of the machine's memory, and of the GPU's; NaN where nobody says, or where there is none."""
+    on_gpu = float(torch.cuda.max_memory_allocated(device)) if device.type == "cuda" else math.nan
+    try:
+        import resource  # not on Windows
+    except ImportError:
+        return math.nan, on_gpu
+    most = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return float(most if sys.platform == "darwin" else most << 10), on_gpu
+
+
+def device_name(device: torch.device) -> str:
+    """What computes, for a person."""
+    if device.type == "cuda":
+        return torch.cuda.get_device_name(device)
+    name = f"{platform.system()} {platform.machine()}"
+    threads = torch.get_num_threads()
+    return f"{name}, {threads} CPU thread{'' if threads == 1 else 's'}" if device.type == "cpu" else f"{name}, {device.type}"
 
 
 def _available(meminfo: Path) -> int | None:

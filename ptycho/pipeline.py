@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, fields, replace
@@ -12,6 +13,7 @@ from typing import Any
 import numpy as np
 import torch
 
+from ptycho.account import Account, warnings_kept
 from ptycho.check import Plan, warnings_of
 from ptycho.course import Prepared, Progress, solve_stages
 from ptycho.data import Dataset4D
@@ -30,7 +32,7 @@ from ptycho.memory import is_out_of_memory
 from ptycho.quality import assess, check_field
 from ptycho.recipe import Recipe, model_from, solver_keys, solvers_from
 from ptycho.report import report
-from ptycho.residual import residual_by_angle
+from ptycho.residual import compare
 from ptycho.result import EpochRecord, Result
 from ptycho.runfolder import RunFolder
 from ptycho.scan_fit import fit_scan
@@ -118,7 +120,7 @@ def _kept_run(job: Job, prepared: Prepared, folder: RunFolder) -> Result:
     if not keeper.resume(Identity(prepared.recipe.text(), fingerprint(prepared.data))):
         folder.begin_metrics(())
     result = _all_parts(job, prepared, keeper)
-    folder.write("report.html", report(result, prepared.data.name, _warnings(job, prepared)))
+    folder.write("report.html", report(result))
     folder.set_status("finished", epoch=len(result.history), loss=result.history[-1].loss if result.history else None)
     keeper.finish()
     return result
@@ -221,11 +223,13 @@ def _fitted(data: Dataset4D, options: ModelOptions) -> tuple[tuple[tuple[float, 
 
 
 def _carry_out(job: Job, prepared: Prepared, keeper: Keeper) -> Result:
-    for warning in _warnings(job, prepared):
-        logger.warning(warning)
-    logger.info(_summary(prepared.data))
-    with _memory_told():
-        return _reconstructed(job, prepared, keeper)
+    began = time.perf_counter()
+    with warnings_kept(logger) as told, _memory_told():
+        for warning in _warnings(job, prepared):
+            logger.warning(warning)
+        logger.info(_summary(prepared.data))
+        result = _reconstructed(job, prepared, keeper)
+    return replace(result, account=Account.of(result, prepared.data, job.device, told, time.perf_counter() - began))
 
 
 def _warnings(job: Job, prepared: Prepared) -> list[str]:
@@ -238,7 +242,8 @@ def _reconstructed(job: Job, prepared: Prepared, keeper: Keeper) -> Result:
     result = Result.of(model, history, prepared.recipe.text(), geometry.voltage_kV, geometry.semiangle_mrad, geometry.aberrations)
     if result.instrument is not None and result.instrument.summary:
         logger.info(f"source and detector: {result.instrument.summary}")
-    return replace(result, residual=residual_by_angle(model, patterns, seen_through(geometry, patterns.view)))
+    residual, examples = compare(model, patterns, seen_through(geometry, patterns.view))
+    return replace(result, residual=residual, examples=examples)
 
 
 def _teller(job: Job) -> Progress:
@@ -260,7 +265,8 @@ def _judged(job: Job, prepared: Prepared, whole: Result, keeper: Keeper) -> Resu
         check_field(whole)
     except DataError as problem:
         logger.warning(str(problem))
-        return whole
+        return whole.warned(str(problem))
+    began, account = time.perf_counter(), whole.account
     by, halves = two_halves(prepared.data, prepared.recipe.model.seed)
     results: list[Result] = []
     for number, half in enumerate(halves, 1):
@@ -275,7 +281,7 @@ def _judged(job: Job, prepared: Prepared, whole: Result, keeper: Keeper) -> Resu
         results.append(result)
     quality = assess(whole, (results[0], results[1]), (halves[0].positions, halves[1].positions), by)
     logger.info(quality.summary())
-    return replace(whole, quality=quality)
+    return replace(whole, quality=quality, account=account and account.later(job.device, time.perf_counter() - began))
 
 
 def _prepared_half(prepared: Prepared, half: Half, number: int) -> Prepared:

@@ -53,6 +53,12 @@ class Page(Figure):
         self.savefig(file, format="png", dpi=self.dpi)
         return file.getvalue()
 
+    def webp(self) -> bytes:
+        """The page as a WebP file, for pictures: a tenth of a PNG's size, without a difference to the eye."""
+        file = io.BytesIO()
+        self.savefig(file, format="webp", dpi=self.dpi, pil_kwargs={"quality": 90})
+        return file.getvalue()
+
     def _repr_png_(self) -> bytes:
         return self.png()
 
@@ -61,18 +67,18 @@ def figure_of(result: Result) -> Page:
     """One page: summed phase of the scanned field, the strongest probe mode with the power of all, the loss of every epoch."""
     page = Page(9.0, 5.35)
     page.text(0.15 / 9.0, 1 - 0.14 / 5.35, _headline(result), fontsize=8.5, color=INK, va="top")
-    phase = _scanned(result).sum(0)
+    phase = scanned_phase(result).sum(0)
     image_with_bar(page, (0.15, 0.42), (4.8, 4.8), phase, result.pixel_A, robust_limits(phase), "phase (rad)")
-    amplitude = np.abs(result.probe[0][_probe_box(result.probe)])
+    amplitude = np.abs(result.probe[0][probe_box(result.probe)])
     axes = image_with_bar(page, (6.1, 0.62), (2.1, 2.1), amplitude, result.pixel_A, (0.0, float(amplitude.max()) or 1.0), "amplitude (√electrons)")
     axes.set_title(_probe_title(result.probe), fontsize=7.5, color=INK, pad=4, loc="left")
-    _show_loss(page.place(6.4, 3.2, 2.4, 1.68), result.history)
+    show_loss(page.place(6.4, 3.2, 2.4, 1.68), result.history)
     return page
 
 
 def phase_png(result: Result) -> bytes:
     """phase.png: the summed phase of the scanned field and, when there are several slices, up to six of them below; a PNG file."""
-    phase = _scanned(result)
+    phase = scanned_phase(result)
     shown = _evenly_spaced(len(phase)) if len(phase) > 1 else []
     width, height = fitted(phase.shape[1:], 5.1, 7.6)
     columns = max(len(shown), 3)
@@ -86,7 +92,7 @@ def phase_png(result: Result) -> bytes:
     for i, number in enumerate(shown):
         # The same colours in every slice, so that they compare; the depth is where the beam meets the slice.
         axes = page.place(0.12 + i * (tile + _GAP), height + 0.42, tile, tile_height)
-        drawn = _show_image(axes, phase[number], result.pixel_A, limits)
+        drawn = show_image(axes, phase[number], result.pixel_A, limits)
         axes.set_title(f"z = {depth[number]:.3g} Å", fontsize=6.5, color=INK, pad=3)
         if i == len(shown) - 1:
             colour_bar(page.place(0.12 + i * (tile + _GAP) + tile + 0.06, height + 0.42, 0.1, tile_height), drawn, "")
@@ -99,16 +105,16 @@ def overview_png(look: Overview, title: str, step_A: float | None) -> bytes:
     page.text(0.15 / 11.2, 1 - 0.14 / 4.1, title, fontsize=8.5, color=INK, va="top")
     mean = np.sqrt(np.nan_to_num(look.mean_pattern).clip(0))
     left = page.place(0.15, 0.62, *fitted(mean.shape, 3.0, 3.0))
-    _show_image(left, mean, 1.0, (0.0, float(mean.max()) or 1.0))
+    show_image(left, mean, 1.0, (0.0, float(mean.max()) or 1.0))
     left.set_title("mean pattern (square root of electrons)", fontsize=7.5, color=INK, pad=4, loc="left")
     if look.disk is not None:
-        left.add_patch(Circle((look.disk[1] + 0.5, look.disk[0] + 0.5), look.disk[2], fill=False, edgecolor="white", linewidth=0.6, linestyle=":"))
+        dotted_circle(left, (look.disk[1] + 0.5, look.disk[0] + 0.5), look.disk[2])
     known = look.bright_field[np.isfinite(look.bright_field)]
     limits = robust_limits(known) if known.size else (0.0, 1.0)
     width, height = fitted(look.bright_field.shape, 3.0, 3.0)
     middle = page.place(3.45, 0.62, width, height)
     pixel_A = look.stride * (step_A or 1.0)
-    drawn = _show_image(middle, look.bright_field, pixel_A, limits)
+    drawn = show_image(middle, look.bright_field, pixel_A, limits)
     if step_A is not None:
         scale_bar(middle, look.bright_field.shape[1] * pixel_A, width, height)
     coarse = "" if look.stride == 1 else f", every {look.stride}th point"
@@ -135,7 +141,7 @@ def robust_limits(image: Image) -> Limits:
     return (low, high) if high > low else (low - 0.5, high + 0.5)
 
 
-def _scanned(result: Result) -> Image:
+def scanned_phase(result: Result) -> Image:
     """Phase (slices, y, x) of the scanned field."""
     return result.phase[(slice(None), *result.scanned)]
 
@@ -151,19 +157,19 @@ def fitted(shape: tuple[float, ...], width: float, height: float) -> tuple[float
 
 
 def image_with_bar(
-    page: Page, corner: tuple[float, float], box: tuple[float, float], image: Image, pixel_A: float, limits: Limits, label: str
+    page: Page, corner: tuple[float, float], box: tuple[float, float], image: Image, pixel_A: float, limits: Limits, label: str, colours: str = MAP
 ) -> Axes:
     """An image with scale bar and colour bar at ``corner`` (left, top), as large as ``box`` (width, height) allows, in inches."""
     left, top = corner
     width, height = fitted(image.shape, *box)
     axes = page.place(left, top, width, height)
-    drawn = _show_image(axes, image, pixel_A, limits)
+    drawn = show_image(axes, image, pixel_A, limits, colours)
     scale_bar(axes, image.shape[1] * pixel_A, width, height)
     colour_bar(page.place(left + width + 0.06, top, 0.14, height), drawn, label)
     return axes
 
 
-def _probe_box(probe: NDArray[np.complex64]) -> tuple[slice, slice]:
+def probe_box(probe: NDArray[np.complex64]) -> tuple[slice, slice]:
     """The smallest centred square with 99.5 % of the power, an eighth wider."""
     intensity = (np.abs(probe) ** 2).sum(0)
     y, x = (np.abs(np.arange(n) - n // 2) for n in intensity.shape)
@@ -181,7 +187,7 @@ def _probe_title(probe: NDArray[np.complex64]) -> str:
     return f"probe, {power.sum():.4g} electrons\n{modes}"
 
 
-def _show_loss(axes: Axes, history: tuple[EpochRecord, ...]) -> None:
+def show_loss(axes: Axes, history: tuple[EpochRecord, ...]) -> None:
     """Loss and, over what noise makes of it, the held-out deviance against epoch, stages apart by thin lines."""
     restrain(axes)
     for side in ("top", "right"):
@@ -218,12 +224,13 @@ def _headline(result: Result) -> str:
     return "   ·   ".join(parts)
 
 
-def _show_image(axes: Axes, image: Image, pixel_A: float, limits: Limits) -> AxesImage:
+def show_image(axes: Axes, image: Image, pixel_A: float, limits: Limits, colours: str = MAP) -> AxesImage:
+    """An image (y, x) fills its axes, which count in Å (or in the unit of ``pixel_A``)."""
     height, width = image.shape[0] * pixel_A, image.shape[1] * pixel_A
     # The reconstruction is band-limited: Lanczos shows the function where nearest shows its samples. Reducing is left to matplotlib.
     interpolation = "lanczos" if max(image.shape) < 500 else "auto"
     axes.set_axis_off()
-    return axes.imshow(image, cmap=MAP, vmin=limits[0], vmax=limits[1], extent=(0, width, height, 0), aspect="auto", interpolation=interpolation)
+    return axes.imshow(image, cmap=colours, vmin=limits[0], vmax=limits[1], extent=(0, width, height, 0), aspect="auto", interpolation=interpolation)
 
 
 def colour_bar(axes: Axes, drawn: AxesImage, label: str) -> None:
@@ -250,12 +257,19 @@ def restrain(axes: Axes) -> None:
         spine.set_edgecolor("#999999")
 
 
-def scale_bar(axes: Axes, width_A: float, width_in: float, height_in: float) -> None:
-    """A bar of a round length, and that length, in the lower left corner of axes of this size."""
+def dotted_circle(axes: Axes, centre: tuple[float, float], radius: float) -> None:
+    """The edge of a disk, at (x, y) in the units of the axes."""
+    axes.add_patch(Circle(centre, radius, fill=False, edgecolor="white", linewidth=0.6, linestyle=":"))
+
+
+def scale_bar(axes: Axes, width_A: float, width_in: float, height_in: float, unit: str = "Å") -> None:
+    """A bar of a round length, and that length, in the lower left corner of axes of this size; of another ``unit`` than Å it stays in that."""
     length = scale_bar_length_A(width_A)
-    label = f"{length / 10:g} nm" if length >= 10 else f"{length:g} Å"
+    label = f"{length / 10:g} nm" if length >= 10 and unit == "Å" else f"{length:g} {unit}"
     outline = [withStroke(linewidth=2, foreground="black", alpha=0.6)]
     x, y, part = 0.12 / width_in, 0.12 / height_in, length / width_A
     axes.add_patch(Rectangle((x, y), part, 0.045 / height_in, transform=axes.transAxes, facecolor="white", path_effects=outline))
     y += 0.075 / height_in
-    axes.text(x + part / 2, y, label, transform=axes.transAxes, color="white", fontsize=8.5, ha="center", va="bottom", path_effects=outline)
+    # Over a short bar a centred label would stand out of the picture.
+    x, side = (x + part / 2, "center") if part * width_in > 0.08 * len(label) else (x, "left")
+    axes.text(x, y, label, transform=axes.transAxes, color="white", fontsize=8.5, ha=side, va="bottom", path_effects=outline)

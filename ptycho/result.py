@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import platform
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from importlib.metadata import PackageNotFoundError, version
 from typing import TYPE_CHECKING, Any
@@ -16,6 +16,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ptycho.aberrations import Aberrations, name_aberrations
+from ptycho.account import Account
+from ptycho.examples import Examples
 from ptycho.instrument import Instrument
 from ptycho.quality import Quality, Residual
 from ptycho.unwrap import unwrap_peaks
@@ -55,7 +57,8 @@ class Result:
     slice. ``positions_A`` (N, 2) = (y, x) of each probe centre from the centre of ``phase[..., 0, 0]``; ``tilt_mrad`` (1, 2) or
     (N, 2). ``aberrations`` are the final ones, by Krivanek's names in Å and degrees; ``recipe`` is the complete TOML text as run.
     ``residual`` compares model and data by scattering angle; ``quality`` is known when two halves of the data were reconstructed too;
-    ``instrument`` holds what is known of source and detector.
+    ``instrument`` holds what is known of source and detector, ``examples`` are some patterns as measured and as modelled, and ``account`` says
+    what the run was told, warned of and took.
     """
 
     object: NDArray[np.complex64] = field(repr=False)
@@ -74,6 +77,8 @@ class Result:
     residual: Residual | None = field(default=None, repr=False)
     quality: Quality | None = None
     instrument: Instrument | None = None
+    examples: Examples | None = None
+    account: Account | None = None
 
     @classmethod
     def of(
@@ -120,6 +125,11 @@ class Result:
         """Rows and columns of the pixels whose centres lie inside the scanned field, at least one of each."""
         rows, columns = (_inside(axis, self.pixel_A, size) for axis, size in zip(self.positions_A.T, self.object.shape[-2:], strict=True))
         return rows, columns
+
+    def warned(self, sentence: str) -> Result:
+        """The same with one more warning in its account."""
+        account = self.account and replace(self.account, warnings=(*self.account.warnings, sentence))
+        return replace(self, account=account)
 
     def plot(self) -> Figure:
         """One page: the summed phase, the probe and the loss. A notebook shows it by itself; ``savefig`` writes it."""

@@ -16,6 +16,7 @@ from ptycho.cli.convert import convert
 from ptycho.cli.image import image
 from ptycho.cli.info import info
 from ptycho.cli.reconstruct import reconstruct
+from ptycho.cli.report import report
 from ptycho.cli.simulate import simulate
 from ptycho.cli.status import status
 from ptycho.cli.submit import submit
@@ -43,6 +44,7 @@ app.command(short_help="What is in a file, and what is missing.")(info)
 app.command(short_help="Find flips, rotation, defocus and pixel from the data.")(calibrate)
 app.command(short_help="Is all well with a run, before it begins?")(check)
 app.command(short_help="Search for a recipe's best values.")(tune)
+app.command(short_help="The page about a run, made again.")(report)
 app.command(short_help="Virtual detectors, CoM, DPC and iDPC as pictures.")(image)
 app.command(short_help="Write a data set as one HDF5 file.")(convert)
 app.command(short_help="Write a data set with known truth.")(simulate)

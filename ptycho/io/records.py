@@ -4,19 +4,31 @@ from __future__ import annotations
 
 import dataclasses
 import math
+from collections.abc import Sequence
 from typing import Any
 
 import h5py
 import numpy as np
 from numpy.typing import NDArray
 
+from ptycho.account import Account
+from ptycho.examples import Examples
 from ptycho.instrument import Instrument
 from ptycho.quality import Correlation, Quality, Residual
 
 #: The group's name -> what it holds.
-_KINDS: dict[str, Any] = {"residual": Residual, "quality": Quality, "frc": Correlation, "fsc": Correlation, "instrument": Instrument}
+_KINDS: dict[str, Any] = {
+    "residual": Residual,
+    "quality": Quality,
+    "frc": Correlation,
+    "fsc": Correlation,
+    "instrument": Instrument,
+    "examples": Examples,
+    "account": Account,
+}
 #: Unit of a number by the end of its name.
 _UNITS = {"_invA": "1/Å", "_A": "Å", "_mrad": "mrad", "_rad": "rad", "_e": "electrons", "_px": "pixel", "_coefficients": "√electrons"}
+_UNITS |= {"_GB": "GB", "seconds": "s"}
 
 
 def write_array(file: h5py.File, name: str, array: NDArray[Any], unit: str) -> None:
@@ -43,10 +55,10 @@ def write_text(item: h5py.HLObject, name: str, text: str) -> None:
     item.attrs.create(name, text.encode(), dtype=h5py.string_dtype("utf-8", max(len(text.encode()), 1)))
 
 
-def text_array(texts: list[str]) -> NDArray[Any]:
-    """Texts as an array of fixed length."""
-    encoded = [text.encode() for text in texts]
-    return np.array(encoded, h5py.string_dtype("utf-8", max([1, *map(len, encoded)])))
+def text_array(texts: Sequence[str] | Sequence[Sequence[str]]) -> NDArray[Any]:
+    """Texts, or rows of them, as an array of fixed length."""
+    encoded = np.vectorize(str.encode, otypes=[object])(np.array(texts, object)) if len(texts) else np.array([], object)
+    return np.array(encoded, h5py.string_dtype("utf-8", max([1, *map(len, encoded.ravel())])))
 
 
 def read_text(value: Any) -> str:
@@ -54,7 +66,7 @@ def read_text(value: Any) -> str:
     return value if isinstance(value, str) else bytes(value).decode()
 
 
-def write_record(file: h5py.File, path: str, record: Residual | Quality | Correlation | Instrument) -> None:
+def write_record(file: h5py.File, path: str, record: Residual | Quality | Correlation | Instrument | Examples | Account) -> None:
     """A record as the group ``path``: arrays as datasets, numbers and texts as attributes, None as nothing."""
     group = file.create_group(path)
     for field in dataclasses.fields(record):
@@ -64,6 +76,8 @@ def write_record(file: h5py.File, path: str, record: Residual | Quality | Correl
             write_array(file, f"{path}/{name}", value, unit)
         elif dataclasses.is_dataclass(value):
             write_record(file, f"{path}/{name}", value)  # type: ignore[arg-type]
+        elif isinstance(value, tuple):
+            write_array(file, f"{path}/{name}", text_array(value), "")
         elif isinstance(value, str):
             write_text(group, name, value)
         elif value is not None:
@@ -86,5 +100,11 @@ def read_record(file: h5py.File, path: str) -> Any:
         elif field.name in _KINDS:
             values[field.name] = read_record(file, item)
         else:
-            values[field.name] = read_array(file, item)
+            array = read_array(file, item)
+            values[field.name] = _texts(array.tolist()) if array.dtype.kind in "SO" else array
     return kind(**values)
+
+
+def _texts(values: Any) -> Any:
+    """Lists of stored texts as tuples."""
+    return tuple(_texts(value) for value in values) if isinstance(values, list) else read_text(values)

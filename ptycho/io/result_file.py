@@ -47,7 +47,7 @@ _HISTORY = {"stage": "1", "kind": "", "epoch": "1", "loss": "deviance per pixel"
 #: What files of format 1 do not have.
 _HISTORY_2 = ("held_out", "note")
 #: Fields of Result that are records, or None: each a group of its own name.
-_RECORDS = ("residual", "quality", "instrument")
+_RECORDS = ("residual", "quality", "instrument", "examples", "account")
 
 
 def save_result(result: Result, directory: str | os.PathLike[str]) -> Path:
@@ -254,6 +254,10 @@ def _inconsistency(result: Result) -> str | None:
     maps = (result.quality.standard_error_rad, result.quality.shot_noise_rad, result.quality.constrained) if result.quality else ()
     if any(image.shape != result.object.shape[-2:] for image in maps):
         return f"the maps of quality have the shapes {', '.join(str(image.shape) for image in maps)}, the object {result.object.shape}"
+    if result.examples and not result.examples.measured_e.shape == result.examples.modelled_e.shape == (3, *result.examples.measured_e.shape[1:]):
+        return f"the examples have the shapes {result.examples.measured_e.shape} and {result.examples.modelled_e.shape}"
+    if result.account and result.account.moved_A.shape not in ((0, 2), result.positions_A.shape):
+        return f"positions have the shape {result.positions_A.shape}, their shifts {result.account.moved_A.shape}"
     if not (math.isfinite(result.pixel_A) and result.pixel_A > 0 and np.isfinite(result.positions_A).all()):
         return f"positions are not finite, or the pixel of {result.pixel_A} Å is not positive"
     return None
