@@ -80,7 +80,7 @@ def test_folder_load_and_the_recipe_in_it(data: ptycho.Dataset4D, tmp_path: Path
     monkeypatch.chdir("/")
     assert_same(reconstruct(tmp_path / "run" / "recipe.toml"), result)
     assert_same(reconstruct(ptycho.Recipe.load(tmp_path / "run" / "recipe.toml")), result)
-    with pytest.raises(OutputError, match="not empty"):
+    with pytest.raises(OutputError, match="finished"):
         reconstruct(data, epochs=1, output=tmp_path / "run")
 
 
