@@ -13,8 +13,9 @@ from sphinx.application import Sphinx
 
 sys.path[:0] = [str(Path(__file__).parent), str(Path(__file__).parents[1])]
 
-import generated
-import ptycho
+import generated  # noqa: E402
+
+import ptycho  # noqa: E402
 
 project = "ptycho"
 author = "The ptycho authors"

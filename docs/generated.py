@@ -7,6 +7,7 @@ import re
 import tomllib
 import typing
 from dataclasses import MISSING, fields, is_dataclass
+from functools import cache
 from pathlib import Path
 from types import NoneType
 from typing import Any, NamedTuple
@@ -25,8 +26,8 @@ from ptycho.start import REFINABLE, STARTS, ModelOptions
 _HERE = Path(__file__).parent
 #: Unit by the end of a key's name.
 _UNITS = {
-    "_rad_per_A2": "rad/Å²", "_rad_per_A": "rad/Å", "_invA": "1/Å", "_A": "Å", "_kV": "kV", "_mrad": "mrad", "_deg": "°", "_px": "pixels", "_e": "electrons",
-    "_GB": "GB", "_rad": "rad", "_bytes": "bytes", "_per_electron": "ADU", "epochs": "epochs", "electrons": "electrons",
+    "_rad_per_A2": "rad/Å²", "_rad_per_A": "rad/Å", "_invA": "1/Å", "_A": "Å", "_kV": "kV", "_mrad": "mrad", "_deg": "°", "_px": "pixels",
+    "_e": "electrons", "_GB": "GB", "_rad": "rad", "_bytes": "bytes", "_per_electron": "ADU", "epochs": "epochs", "electrons": "electrons",
 }  # fmt: skip
 #: What the type does not say of a key's values.
 _ALLOWED = {"data.format": tuple(FORMATS), "model.start": STARTS, "model.refine": REFINABLE}
@@ -42,6 +43,7 @@ class Key(NamedTuple):
     meaning: str
 
 
+@cache
 def meanings() -> dict[str, str]:
     """Section and key -> meaning, from keys.toml."""
     tree = tomllib.loads((_HERE / "keys.toml").read_text(encoding="utf-8"))
@@ -73,7 +75,7 @@ def recipe_page() -> str:
     """The tables of all sections."""
     titles = {"solve": "solve: what every kind has"} | {f"solve.{kind}": f'solve with kind = "{kind}"' for kind in _KINDS}
     constraints = "solve.constraints."
-    parts = []
+    parts: list[str] = []
     for name, keys in sections().items():
         if name.startswith(constraints):
             continue
@@ -81,8 +83,8 @@ def recipe_page() -> str:
         if name.startswith("solve.") and name.split(".")[1] in _KINDS:
             parts.append(_prose(_KINDS[name.split(".")[1]]) + "\n")
         parts.append(_table(keys))
-    parts.append("## solve.constraints\n\nEach entry is a table of numbers, as `constraints = { pure_phase = {}, amplitude = { max = 1.0 } }`; an entry that is not")
-    parts.append("named does not act. `start`, `stop` (0: to the end) and `every` count epochs: all entries have them. They act in this order.\n")
+    parts.append("## solve.constraints\n\nEach entry is a table of numbers, as `constraints = { pure_phase = {}, amplitude = { max = 1.0 } }`;")
+    parts.append("what is not named does not act. All have `start`, `stop` (0: to the end) and `every` (epochs). They act in this order.\n")
     for name, keys in sections().items():
         if name.startswith(constraints):
             entry = name.removeprefix(constraints)
@@ -98,7 +100,8 @@ def commands_page() -> str:
     for name, command in group.commands.items():
         arguments = [p for p in command.params if type(p).__name__.endswith("Argument")]
         usage = " ".join(["ptycho", name, *(p.metavar or p.name.upper() for p in arguments), "[OPTIONS]"])
-        rows = [(f"`{p.metavar or p.name.upper()}`", p.help or "", "") for p in arguments] + [_option(p) for p in command.params if p not in arguments]
+        rows = [(f"`{p.metavar or p.name.upper()}`", p.help or "", "") for p in arguments]
+        rows += [_option(p) for p in command.params if p not in arguments]
         parts += [f"## {name}\n", f"{_escaped(command.help)}\n", f"```text\n{usage}\n```\n", _rows(("", "meaning", "default"), rows)]
     parts += ["## Exit codes\n", _rows(("code", "meaning"), exit_codes())]
     return "\n".join(parts)
@@ -106,7 +109,8 @@ def commands_page() -> str:
 
 def exit_codes() -> list[tuple[str, str]]:
     """(code, meaning), from the classes of errors; those that are no error of ours besides."""
-    found = {0: "done", 1: "a bug: please report it, with the traceback that `--debug` shows", 2: "the command line is wrong", 130: "interrupted (Ctrl-C)"}
+    bug = "a bug: please report it, with the traceback that `--debug` shows"
+    found = {0: "done", 1: bug, 2: "the command line is wrong", 130: "interrupted (Ctrl-C)"}
     for _, error in inspect.getmembers(errors, inspect.isclass):
         if "exit_code" in vars(error) and error is not errors.PtychoError:
             found[error.exit_code] = re.sub(r" \(exit code \d+\)", "", (error.__doc__ or "").splitlines()[0])
@@ -130,13 +134,16 @@ def layers_page() -> str:
             wide = size * len(module) + 14
             if x + wide > width - 8:
                 x, y = 8.0, y + row
-            boxes.append(f'<rect x="{x:.0f}" y="{y + 2}" width="{wide:.0f}" height="{row - 5}" rx="3" fill="currentColor" fill-opacity="0.1"/>')
+            box = f'x="{x:.0f}" y="{y + 2}" width="{wide:.0f}" height="{row - 5}" rx="3"'
+            boxes.append(f'<rect {box} fill="currentColor" fill-opacity="0.1"/>')
             boxes.append(f'<text x="{x + 7:.0f}" y="{y + 15}">{module}</text>')
             x += wide + gap
         y += row + 2
-        boxes.append(f'<rect x="2" y="{top - 1}" width="{width - 4}" height="{y - top - 1}" fill="none" stroke="currentColor" stroke-opacity="0.25"/>')
+        frame = f'x="2" y="{top - 1}" width="{width - 4}" height="{y - top - 1}"'
+        boxes.append(f'<rect {frame} fill="none" stroke="currentColor" stroke-opacity="0.25"/>')
     style = "font: 11px ui-monospace, monospace; fill: currentColor"
-    drawing = f'<svg viewBox="0 0 {width} {y + 4}" role="img" aria-label="layers of modules" style="{style}; max-width: 100%">{"".join(boxes)}</svg>'
+    head = f'<svg viewBox="0 0 {width} {y + 4}" role="img" aria-label="layers of modules" style="{style}; max-width: 100%">'
+    drawing = f"{head}{''.join(boxes)}</svg>"
     return f"```{{raw}} html\n{drawing}\n```\n"
 
 
@@ -203,7 +210,7 @@ def _prose(record: Any) -> str:
     """A class's docstring as Markdown."""
     text = inspect.getdoc(record) or ""
     text = re.sub(r":\w+:`~?\.?([^`]+)`", r"`\1`", text).replace("``", "`")
-    return re.sub(r"(?<!`)([|*<>_])(?!`)", lambda m: "\\" + m[1], text) if "`" not in text else _escaped(text)
+    return _escaped(text)
 
 
 def _escaped(text: str) -> str:
@@ -213,12 +220,14 @@ def _escaped(text: str) -> str:
 
 
 def _table(keys: list[Key]) -> str:
-    rows = [(f"`{k.name}`", _escaped(k.meaning), _escaped(k.type), k.unit, f"`{k.default}`" if k.default[0] in '"[-0123456789tf' else k.default) for k in keys]
+    words = ("must be given", "not given", "see its table")
+    rows = [(f"`{k.name}`", _escaped(k.meaning), _escaped(k.type), k.unit, k.default if k.default in words else f"`{k.default}`") for k in keys]
     return _rows(("key", "meaning", "type", "unit", "default"), rows) if rows else "No keys of its own.\n"
 
 
 def _rows(head: tuple[str, ...], rows: list[tuple[str, ...]]) -> str:
-    lines = [" | ".join(head), " | ".join("---" for _ in head), *(" | ".join(cell.replace("|", "\\|") if cell.startswith("`") else cell for cell in row) for row in rows)]
+    cells = [[re.sub(r"(?<!\\)\|", r"\\|", cell) for cell in row] for row in rows]
+    lines = [" | ".join(row) for row in (head, ["---"] * len(head), *cells)]
     return "\n".join(f"| {line} |" for line in lines) + "\n"
 
 
