@@ -27,6 +27,8 @@ html_theme = "furo"
 html_title = f"ptycho {release}"
 html_math_renderer = "mathml"
 html_show_sphinx = False
+html_show_copyright = False
+smartquotes = False
 autodoc_member_order = "bysource"
 autodoc_typehints = "none"
 exclude_patterns = ["_build"]
@@ -57,7 +59,9 @@ def _inline(writer: Any, node: nodes.math) -> None:
 
 
 def _display(writer: Any, node: nodes.math_block) -> None:
-    writer.body.append(convert(node.astext(), display="block"))
+    # Room above and below: the theme cuts what stands higher than a line.
+    formula = convert(node.astext(), display="block")
+    writer.body.append(f'<div style="padding: 0.6em 0; overflow-x: auto">{formula}</div>')
     raise nodes.SkipNode
 
 
