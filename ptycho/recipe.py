@@ -258,6 +258,14 @@ def _as_tree(value: Any) -> Any:
     return {k: v for k, v in vars(value).items() if v is not None} if is_dataclass(value) else str(value)
 
 
+def given_tree(settings: Sequence[str]) -> dict[str, Any]:
+    """What ``a.b=c`` settings say, as a tree of a recipe. Raises RecipeError."""
+    tree: dict[str, Any] = {}
+    for setting in settings:
+        _apply(tree, setting)
+    return tree
+
+
 def _apply(tree: dict[str, Any], setting: str) -> None:
     """Put one ``a.b.0.c=value`` into the tree; the value is TOML, or text when it is no TOML value."""
     key, equals, text = setting.partition("=")

@@ -15,6 +15,7 @@ from ptycho.cli.check import check
 from ptycho.cli.convert import convert
 from ptycho.cli.image import image
 from ptycho.cli.info import info
+from ptycho.cli.new import new
 from ptycho.cli.reconstruct import reconstruct
 from ptycho.cli.simulate import simulate
 from ptycho.errors import OutOfMemoryError, PtychoError
@@ -36,6 +37,7 @@ app = typer.Typer(
     context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110},
 )
 app.command(short_help="Reconstruct a recipe, a data file, or the demo.")(reconstruct)
+app.command(short_help="Write a commented recipe by asking a file.")(new)
 app.command(short_help="What is in a file, and what is missing.")(info)
 app.command(short_help="Find flips, rotation, defocus and pixel from the data.")(calibrate)
 app.command(short_help="Is all well with a run, before it begins?")(check)
