@@ -90,7 +90,6 @@ def new_recipe(data: Dataset4D, path: str, given: Mapping[str, Any], shape_known
             lines[line.section].append(_known_line(line, known, data))
             if known is None and line.needed:
                 missing.append(f"{line.section}.{line.name}")
-    tables = []
     for section, entries in given.items():
         for name, value in entries.items() if isinstance(entries, Mapping) else ():
             if section in lines and name not in {"path", *(key.name for key in _LINES)}:
@@ -98,7 +97,7 @@ def new_recipe(data: Dataset4D, path: str, given: Mapping[str, Any], shape_known
     text = "\n\n".join("\n".join([f"[{section}]", *entries]) for section, entries in lines.items())
     rest = {section: value for section, value in given.items() if section not in lines}
     head = [f"# {_headline(data, shape_known)}", *(f"# {warning}" for warning in data.warnings)]
-    return NewRecipe(_with_rest("\n".join([*head, "", text, *tables, _MODEL]), rest), tuple(missing))
+    return NewRecipe(_with_rest("\n".join([*head, "", text, _MODEL]), rest), tuple(missing))
 
 
 def literal(text: str) -> str:

@@ -13,6 +13,7 @@ from ptycho import __version__
 from ptycho.cli.calibrate import calibrate
 from ptycho.cli.check import check
 from ptycho.cli.convert import convert
+from ptycho.cli.doctor import doctor
 from ptycho.cli.image import image
 from ptycho.cli.info import info
 from ptycho.cli.new import new
@@ -44,6 +45,7 @@ app.command(short_help="Is all well with a run, before it begins?")(check)
 app.command(short_help="Virtual detectors, CoM, DPC and iDPC as pictures.")(image)
 app.command(short_help="Write a data set as one HDF5 file.")(convert)
 app.command(short_help="Write a data set with known truth.")(simulate)
+app.command(short_help="Versions, devices, speed, and what is wrong here.")(doctor)
 
 
 @app.callback(invoke_without_command=True)
