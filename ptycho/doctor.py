@@ -9,7 +9,6 @@ import os
 import platform
 import shutil
 import tempfile
-import time
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -18,9 +17,7 @@ _PACKAGES = ("ptycho", "numpy", "torch", "scipy", "h5py", "hdf5plugin", "typer",
 #: Package -> what is missing without it.
 _EXTRAS = {"rsciio": "more formats: pip install 'ptycho[formats]'", "zarr": "zspy files: pip install 'ptycho[formats]'",
            "optuna": "ptycho tune: pip install 'ptycho[tune]'"}  # fmt: skip
-_SIZE, _BATCH, _SECONDS = 128, 64, 0.25
-#: As ptycho/forecast.py has measured it: transforms that one pattern costs in a pass over the data, one mode and one slice.
-_TRANSFORMS = 19.2
+_SIZE = 128
 #: The pass that is foretold.
 PATTERNS = 10_000
 _LEAST_MEMORY_GB, _LEAST_DISK_GB = 4.0, 2.0
@@ -110,7 +107,7 @@ def _devices(troubles: list[Trouble]) -> tuple[tuple[Device, ...], int]:
         return (), 1
     threads = torch.get_num_threads()
     cpu = torch.device("cpu")
-    devices = [_device(cpu, platform.processor() or platform.machine(), _memory_GB(), free_bytes(cpu), min(threads, cores()))]
+    devices = [_device(cpu, platform.processor() or platform.machine(), _memory_GB(), free_bytes(cpu), max(1, min(threads, cores())))]
     if torch.cuda.is_available():
         for number in range(torch.cuda.device_count()):
             place = torch.device("cuda", number)
@@ -132,28 +129,12 @@ def _devices(troubles: list[Trouble]) -> tuple[tuple[Device, ...], int]:
 
 
 def _device(place: Any, name: str, memory_GB: float, free: int, workers: int) -> Device:
-    seconds = _transform_seconds(place) / workers
+    from ptycho.forecast import pattern_seconds, transform_seconds
+
+    transform_seconds(_SIZE, place)  # plans are made and kernels loaded
     flop = 5 * _SIZE**2 * math.log2(_SIZE**2)  # the customary count for a complex transform
-    return Device(str(place), name, memory_GB, free / 1e9, flop / seconds / 1e9, PATTERNS * _TRANSFORMS * seconds)
-
-
-def _transform_seconds(place: Any) -> float:
-    """Of one transform of 128 x 128 complex64 within a batch, on one thread of a CPU: the best of what a quarter of a second allows."""
-    import torch
-
-    from ptycho.threads import single_threaded
-
-    waves = torch.zeros(_BATCH, _SIZE, _SIZE, dtype=torch.complex64, device=place)
-    best, end = math.inf, time.perf_counter() + _SECONDS
-    with single_threaded():
-        torch.fft.fft2(waves).abs().sum().item()  # plans are made and kernels loaded
-        while best == math.inf or time.perf_counter() < end:
-            began = time.perf_counter()
-            for _ in range(4):
-                out = torch.fft.fft2(waves)
-            out[0, 0, 0].item()  # waits for the device
-            best = min(best, (time.perf_counter() - began) / 4)
-    return best / _BATCH
+    speed = flop / (transform_seconds(_SIZE, place) / workers) / 1e9
+    return Device(str(place), name, memory_GB, free / 1e9, speed, PATTERNS * pattern_seconds(_SIZE, 1, place) / workers)
 
 
 def _memory_GB() -> float:

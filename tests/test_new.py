@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
 import tomllib
 from pathlib import Path
 
 import numpy as np
 import pytest
-from command import run, write_npy, write_raw
+from command import environment, run, write_npy, write_raw
 from numpy.typing import NDArray
 
 from ptycho.answers import Answer, Calibration
@@ -128,3 +130,30 @@ def test_the_real_scan_of_an_empad(test_data: Path, here: Path) -> None:
     assert run("new", test_data / "ws2_empad" / "scan_x48_y48.raw", "--semiangle-mrad", "24.9").code == 0
     data = Recipe.load("recipe.toml").read()
     assert data.geometry.voltage_kV == 80 and data.scan_step_A == pytest.approx((0.7, 0.7), rel=1e-6)
+
+
+def test_backslashes_in_double_quotes_are_explained(here: Path) -> None:
+    for path, code in (("C:\\data\\scan.raw", 3), ("C:\\temp.raw", 4)):  # \\d is no escape, \\t is a tab
+        Path("recipe.toml").write_text(f'[data]\npath = "{path}"\n')
+        done = run("reconstruct", "recipe.toml")
+        assert done.code == code and "single quotes" in done.err and done.err.count("\n") == 1, done.err
+
+
+def test_the_name_inside_of_a_file_stays_as_it_is(here: Path) -> None:
+    Path("recipe.toml").write_text("[data]\npath = 'a.h5::/entry//data'\n")
+    assert Recipe.load("recipe.toml").data.path == "a.h5::/entry//data"
+
+
+def test_slips_of_the_hand_are_answered_with_what_was_meant() -> None:
+    assert "Did you mean 'reconstruct'" in run("reconstuct", "a").err
+    assert "--voltage-kV" in run("reconstruct", "a", "--voltage", "80").err
+    assert 'did you mean "empad"' in run("new", __file__, "--set", "data.format=empd").err
+
+
+def test_shells_can_complete_verbs() -> None:
+    done = subprocess.run(
+        [sys.executable, "-m", "ptycho"],
+        env=environment() | {"_PTYCHO_COMPLETE": "complete_bash", "COMP_WORDS": "ptycho rec", "COMP_CWORD": "1"},
+        capture_output=True, encoding="utf-8", timeout=60,
+    )  # fmt: skip
+    assert done.stdout.split() == ["reconstruct"], done.stderr

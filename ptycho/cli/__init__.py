@@ -30,9 +30,8 @@ _UsageError: Any = typer.BadParameter.__base__
 # No rich markup: boxes drawn round an error make it ten lines that no log file can hold.
 app = typer.Typer(
     name="ptycho",
-    help="4D-STEM ptychography: from a pixelated-detector file to a phase image. Try: ptycho reconstruct demo",
+    help="4D-STEM ptychography: from a pixelated-detector file to a phase image. Try: ptycho reconstruct demo, ptycho new FILE",
     epilog="Exit codes: 0 ok, 1 bug, 2 usage, 3 recipe, 4 input data, 5 output, 6 memory, 7 diverged, 130 interrupted.",
-    add_completion=False,
     pretty_exceptions_enable=False,
     rich_markup_mode=None,
     context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110},

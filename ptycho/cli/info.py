@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from ptycho.cli.arguments import Settings, numbers, opened, reading
+from ptycho.cli.arguments import Settings, numbers, opened, quoted, reading, tell_next
 
 if TYPE_CHECKING:
     from ptycho.data import Dataset4D
@@ -46,6 +46,8 @@ def info(
     if output is not None:
         facts["picture"] = str(_draw(data, output))
     typer.echo(json.dumps(facts, indent=1, ensure_ascii=False) if as_json else _table(facts))
+    if not as_json:
+        tell_next(f"ptycho {f'calibrate {quoted(file)} --write' if file.endswith('.toml') else f'new {quoted(file)}'}")
 
 
 def _listed(data: Dataset4D, name: str) -> bool:
