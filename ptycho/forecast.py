@@ -91,11 +91,16 @@ def epoch_seconds(geometry: Geometry, options: ModelOptions, stage: Solver, devi
     load = Load.of(geometry, options, stage)
     workers = torch.get_num_threads() if device.type == "cpu" else 1
     waves = load.slices * load.modes * load.states
-    return len(geometry.positions_A) * (_TRANSFORMS + _TRANSFORMS_PER_WAVE * waves) * _transform_seconds(load.size, device) / workers
+    return len(geometry.positions_A) * pattern_seconds(load.size, waves, device) / workers
 
 
-def _transform_seconds(size: int, device: torch.device) -> float:
-    """The best of several: others may want the processor too."""
+def pattern_seconds(size: int, waves: int, device: torch.device) -> float:
+    """Time of one pattern of ``size`` pixels in a pass, on one thread of a CPU; ``waves`` are modes x slices x states."""
+    return (_TRANSFORMS + _TRANSFORMS_PER_WAVE * waves) * transform_seconds(size, device)
+
+
+def transform_seconds(size: int, device: torch.device) -> float:
+    """Of one complex64 transform of ``size`` x ``size`` on one thread of a CPU: the best of several, as others may want the processor too."""
     count, best = max(1, _CHUNK_FIELDS // size**2), math.inf
     wave = torch.zeros(count, size, size, dtype=torch.complex64, device=device)
     threads = torch.get_num_threads()

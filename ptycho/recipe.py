@@ -130,7 +130,8 @@ class Recipe(Section):
         except OSError as error:
             raise RecipeError(f"{path}: {error.strerror or error}; give the recipe's path") from None
         except (tomllib.TOMLDecodeError, UnicodeDecodeError, RecursionError) as error:
-            raise RecipeError(f"{path}: not a TOML file: {error}") from None
+            hint = r"; in 'single quotes' a \ is a \ (path = 'C:\data\scan.raw')" if "escape" in str(error) or "\\" in str(error) else ""
+            raise RecipeError(f"{path}: not a TOML file: {error}{hint}") from None
         return cls.parse(tree, settings, name=str(path), folder=path.parent)
 
     @classmethod
@@ -165,7 +166,11 @@ class Recipe(Section):
         """With paths that are valid wherever the program stands."""
 
         def there(path: str | None) -> str | None:
-            return None if path is None else str(folder / Path(path).expanduser())
+            if path is None:
+                return None
+            # What follows "::" is a name inside of the file, with / on every system; a Path would turn it round on Windows.
+            file, colons, dataset = path.partition("::")
+            return str(folder / Path(file).expanduser()) + colons + dataset
 
         d, m = self.data, self.model
         data = d.model_copy(update={key: there(getattr(d, key)) for key in ("path", "mask", "dark", "gain", "calibration_file")})
@@ -261,6 +266,14 @@ def _validated(adapter: TypeAdapter[Any], given: Any, name: str, record: Any) ->
 def _as_tree(value: Any) -> Any:
     """A record inside of a dictionary (``update=Updates(...)``) as its values, None left out; anything else as text."""
     return {k: v for k, v in vars(value).items() if v is not None} if is_dataclass(value) else str(value)
+
+
+def given_tree(settings: Sequence[str]) -> dict[str, Any]:
+    """What ``a.b=c`` settings say, as a tree of a recipe. Raises RecipeError."""
+    tree: dict[str, Any] = {}
+    for setting in settings:
+        _apply(tree, setting)
+    return tree
 
 
 def setting_of(text: str) -> tuple[str, Any]:

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import re
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import tomlkit
@@ -44,7 +45,46 @@ def with_answers(text: str, calibration: Calibration, flips: dict[str, bool]) ->
         if answer.name in _SECTION:
             _put(document, _SECTION[answer.name], answer)
     _remove_first_order(document, calibration)
-    return tomlkit.dumps(document)
+    return _into_place(tomlkit.dumps(document), _SECTION)
+
+
+def with_given(text: str, given: Mapping[str, Any]) -> str:
+    """The recipe ``text`` with the sections of ``given`` in it: what the command line said while it was calibrated holds for what was found."""
+    document: Any = tomlkit.parse(text)
+    names = []
+    for section, values in given.items():
+        if not isinstance(values, Mapping):
+            continue
+        if section not in document:
+            document.add(section, tomlkit.table())
+        for name, value in values.items():
+            item = tomlkit.item(value)
+            if not isinstance(document[section], InlineTable) and not isinstance(value, Mapping):
+                item.comment("given to ptycho calibrate")
+                names.append(name)
+            document[section][name] = item
+    return _into_place(tomlkit.dumps(document), names)
+
+
+def _into_place(text: str, names: Iterable[str]) -> str:
+    """New entries moved to the line ``# name = ...`` that was kept for them in their section."""
+    lines = text.split("\n")
+    for name in names:
+        start = 0
+        for at, line in enumerate(lines):
+            if re.match(r"\s*\[", line):
+                start = at
+            if re.match(rf"{name}\s*=.*# .*(calibrated|given to)", line):
+                kept = next((k for k in range(start, _section_end(lines, at)) if re.match(rf"#\s*{name}\s*=", lines[k])), None)
+                if kept is not None:
+                    lines[kept] = line
+                    del lines[at]
+                break
+    return "\n".join(lines)
+
+
+def _section_end(lines: list[str], at: int) -> int:
+    return next((k for k in range(at, len(lines)) if re.match(r"\s*\[", lines[k])), len(lines))
 
 
 def with_values(text: str, values: Mapping[str, Any], said: str) -> str:

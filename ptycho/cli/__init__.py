@@ -13,8 +13,10 @@ from ptycho import __version__
 from ptycho.cli.calibrate import calibrate
 from ptycho.cli.check import check
 from ptycho.cli.convert import convert
+from ptycho.cli.doctor import doctor
 from ptycho.cli.image import image
 from ptycho.cli.info import info
+from ptycho.cli.new import new
 from ptycho.cli.reconstruct import reconstruct
 from ptycho.cli.report import report
 from ptycho.cli.simulate import simulate
@@ -32,14 +34,14 @@ _UsageError: Any = typer.BadParameter.__base__
 # No rich markup: boxes drawn round an error make it ten lines that no log file can hold.
 app = typer.Typer(
     name="ptycho",
-    help="4D-STEM ptychography: from a pixelated-detector file to a phase image. Try: ptycho reconstruct demo",
+    help="4D-STEM ptychography: from a pixelated-detector file to a phase image. Try: ptycho reconstruct demo, ptycho new FILE",
     epilog="Exit codes: 0 ok, 1 bug, 2 usage, 3 recipe, 4 input data, 5 output, 6 memory, 7 diverged, 75 stopped: start it again, 130 interrupted.",
-    add_completion=False,
     pretty_exceptions_enable=False,
     rich_markup_mode=None,
     context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110},
 )
 app.command(short_help="Reconstruct a recipe, a data file, or the demo.")(reconstruct)
+app.command(short_help="Write a commented recipe by asking a file.")(new)
 app.command(short_help="What is in a file, and what is missing.")(info)
 app.command(short_help="Find flips, rotation, defocus and pixel from the data.")(calibrate)
 app.command(short_help="Is all well with a run, before it begins?")(check)
@@ -50,6 +52,7 @@ app.command(short_help="Write a data set as one HDF5 file.")(convert)
 app.command(short_help="Write a data set with known truth.")(simulate)
 app.command(short_help="Queue runs: Slurm jobs, arrays, or here.")(submit)
 app.command(short_help="How runs stand: state, epoch, loss, time left.")(status)
+app.command(short_help="Versions, devices, speed, and what is wrong here.")(doctor)
 
 
 @app.callback(invoke_without_command=True)

@@ -7,13 +7,12 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from ptycho.cli.arguments import numbers, recipe_for
+from ptycho.cli.arguments import ScanShape, SemiangleMrad, Settings, StepA, Threads, VoltageKV, numbers, quoted, recipe_for, settings_of, tell_next
+from ptycho.cli.new import ask
 
 if TYPE_CHECKING:
     from ptycho.answers import Calibration
     from ptycho.data import Dataset4D
-
-Number = float | None
 
 
 def calibrate(
@@ -21,12 +20,12 @@ def calibrate(
     write: Annotated[bool, typer.Option("--write", help="Put the answers into the recipe (FILE: a new recipe.toml here).")] = False,
     output: Annotated[Path | None, typer.Option("-o", "--output", metavar="TOML", help="Write them to this recipe instead.")] = None,
     picture: Annotated[Path | None, typer.Option("--picture", metavar="PNG", help="Tilt-corrected bright field, twice as fine.")] = None,
-    set_: Annotated[list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="As in --set model.slices=4; repeatable.")] = None,
-    threads: Annotated[int, typer.Option(min=0, metavar="N", show_default=False, help="CPU threads (0: all cores).")] = 0,
-    voltage_kV: Annotated[Number, typer.Option("--voltage-kV", metavar="KV", help="Acceleration voltage.")] = None,
-    semiangle_mrad: Annotated[Number, typer.Option("--semiangle-mrad", metavar="MRAD", help="Convergence semi-angle.")] = None,
-    scan_shape: Annotated[str | None, typer.Option("--scan-shape", metavar="SLOW,FAST", help="Scan points: 48,48.")] = None,
-    step_A: Annotated[str | None, typer.Option("--step-A", metavar="Å", help="Scan step, or slow,fast.")] = None,
+    set_: Settings = None,
+    threads: Threads = 0,
+    voltage_kV: VoltageKV = None,
+    semiangle_mrad: SemiangleMrad = None,
+    scan_shape: ScanShape = None,
+    step_A: StepA = None,
 ) -> None:
     """Centre, disk, pixel size, flips and rotation, defocus and astigmatism from the data: ranked, with what they cannot tell."""
     import torch
@@ -37,7 +36,7 @@ def calibrate(
         "microscope.voltage_kV": voltage_kV, "microscope.semiangle_mrad": semiangle_mrad,
         "scan.shape": numbers(scan_shape, "--scan-shape"), "scan.step_A": numbers(step_A, "--step-A"),
     }  # fmt: skip
-    settings = [f"{key}={value}" for key, value in given.items() if value is not None] + (set_ or [])
+    settings = settings_of(given, set_)
     if threads > 0:
         torch.set_num_threads(threads)
     recipe = recipe_for(source, settings)
@@ -48,8 +47,10 @@ def calibrate(
     if picture is not None:
         _draw(data, picture)
     if target is not None:
-        text = Path(source).read_text(encoding="utf-8") if source.endswith(".toml") else _new_recipe(source, settings, target)
-        _write(text, found, data, target)
+        _write(_recipe_text(source, settings, target), found, data, target)
+        tell_next(f"ptycho reconstruct {quoted(target)}")
+    else:
+        tell_next(f"the same with --write puts this into {quoted(source) if source.endswith('.toml') else 'a new recipe.toml'}")
 
 
 def _target(source: str, write: bool, output: Path | None) -> Path | None:
@@ -66,15 +67,16 @@ def _target(source: str, write: bool, output: Path | None) -> Path | None:
     return target
 
 
-def _new_recipe(source: str, settings: list[str], target: Path) -> str:
-    """A recipe that reads the file from where the recipe will lie, with the settings of the command line."""
-    import os
+def _recipe_text(source: str, settings: list[str], target: Path) -> str:
+    """The recipe as it is, or a new one that reads the file from where it will lie, with what the command line said."""
+    from ptycho.recipe import given_tree
+    from ptycho.recipe_new import new_recipe, path_from
+    from ptycho.recipe_update import with_given
 
-    from ptycho.recipe import Recipe
-
-    file, colons, dataset = source.partition("::")
-    path = os.path.relpath(file, target.absolute().parent) + colons + dataset
-    return Recipe.parse({"data": {"path": path}}, settings).text()
+    if source.endswith(".toml"):
+        return with_given(Path(source).read_text(encoding="utf-8"), given_tree(settings))
+    data, tree, known = ask(source, settings)
+    return new_recipe(data, path_from(target.absolute().parent, source), tree, known).text
 
 
 def _write(text: str, found: Calibration, data: Dataset4D, target: Path) -> None:

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from ptycho.cli.arguments import recipe_for
+from ptycho.cli.arguments import Settings, recipe_for
 from ptycho.cli.reconstruct import Device
 
 if TYPE_CHECKING:
@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 def check(
     source: Annotated[str, typer.Argument(metavar="RECIPE|FILE", help="A recipe.toml, or a file that knows all that is needed.")],
     output: Annotated[Path | None, typer.Option("-o", "--output", metavar="DIR", help="Where the results would go.")] = None,
-    set_: Annotated[list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="As in --set model.slices=4; repeatable.")] = None,
+    set_: Settings = None,
     device: Annotated[Device, typer.Option(metavar="NAME", help="auto, cpu, cuda or mps.")] = Device.auto,
     as_json: Annotated[bool, typer.Option("--json", help="For programs.")] = False,
 ) -> None:

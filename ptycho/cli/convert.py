@@ -7,13 +7,13 @@ from typing import Annotated
 
 import typer
 
-from ptycho.cli.arguments import reading
+from ptycho.cli.arguments import Settings, reading
 
 
 def convert(
     source: Annotated[str, typer.Argument(metavar="FILE|RECIPE", help="Any data set that can be read.")],
     target: Annotated[Path, typer.Argument(metavar="OUT.h5", help="The file to write: EMD 1.0, an HDF5 that other programs read.")],
-    set_: Annotated[list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="As in --set scan.shape=[64,64]; repeatable.")] = None,
+    set_: Settings = None,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace OUT.h5 if there is one.")] = False,
 ) -> None:
     """Write a data set as a chunked, compressed, calibrated HDF5 file: in electrons, turned, cropped and binned as asked for."""

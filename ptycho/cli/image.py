@@ -8,14 +8,28 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from ptycho.cli.arguments import numbers, recipe_for
+from ptycho.cli.arguments import (
+    FlipColumns,
+    FlipRows,
+    PixelInvA,
+    RotationDeg,
+    ScanShape,
+    SemiangleMrad,
+    Settings,
+    StepA,
+    Threads,
+    Transpose,
+    VoltageKV,
+    numbers,
+    recipe_for,
+    settings_of,
+)
 
 if TYPE_CHECKING:
     from ptycho.data import Dataset4D
     from ptycho.pictures import Looks, Picture
 
 CONTACT_SHEET = "contact_sheet.png"
-Number = float | None
 
 
 class Descan(StrEnum):
@@ -30,19 +44,19 @@ def image(
     source: Annotated[str, typer.Argument(metavar="RECIPE|FILE", help="A recipe.toml or a 4D-STEM file.")],
     output: Annotated[Path, typer.Option("-o", "--output", metavar="DIR", help="For the pictures.")] = Path("images"),
     only: Annotated[str | None, typer.Option("--only", metavar="NAMES", help="As in bf,idpc; default: all.")] = None,
-    set_: Annotated[list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="As in --set data.bin=2; repeatable.")] = None,
+    set_: Settings = None,
     descan: Annotated[Descan, typer.Option(help="Taken off the centre of mass.")] = Descan.plane,
     highpass: Annotated[str, typer.Option("--highpass", metavar="1/Å|noise", help="Hold back low frequencies of iDPC.")] = "0",
-    voltage_kV: Annotated[Number, typer.Option("--voltage-kV", metavar="KV", help="Acceleration voltage.")] = None,
-    semiangle_mrad: Annotated[Number, typer.Option("--semiangle-mrad", metavar="MRAD", help="Convergence semi-angle.")] = None,
-    scan_shape: Annotated[str | None, typer.Option("--scan-shape", metavar="SLOW,FAST", help="Scan points: 48,48.")] = None,
-    step_A: Annotated[str | None, typer.Option("--step-A", metavar="Å", help="Scan step, or slow,fast.")] = None,
-    rotation_deg: Annotated[Number, typer.Option("--rotation-deg", metavar="DEG", help="Scan relative to detector.")] = None,
-    pixel_invA: Annotated[Number, typer.Option("--pixel-invA", metavar="1/Å", help="Detector pixel (default: from the disk).")] = None,
-    flip_rows: Annotated[bool | None, typer.Option("--flip-rows/--no-flip-rows", help="Patterns upside down (EMPAD: yes).")] = None,
-    flip_columns: Annotated[bool, typer.Option("--flip-columns", help="Patterns left to right.")] = False,
-    transpose: Annotated[bool, typer.Option("--transpose", help="Swap rows and columns, before the flips.")] = False,
-    threads: Annotated[int, typer.Option(min=0, metavar="N", show_default=False, help="CPU threads (0: all cores).")] = 0,
+    voltage_kV: VoltageKV = None,
+    semiangle_mrad: SemiangleMrad = None,
+    scan_shape: ScanShape = None,
+    step_A: StepA = None,
+    rotation_deg: RotationDeg = None,
+    pixel_invA: PixelInvA = None,
+    flip_rows: FlipRows = None,
+    flip_columns: FlipColumns = False,
+    transpose: Transpose = False,
+    threads: Threads = 0,
 ) -> None:
     """Virtual detectors, CoM, DPC, iDPC and dCoM as TIFF and PNG, and contact_sheet.png with all of them."""
     given = {
@@ -50,9 +64,8 @@ def image(
         "scan.step_A": numbers(step_A, "--step-A"), "scan.rotation_deg": rotation_deg, "detector.pixel_invA": pixel_invA,
         "data.flip_rows": flip_rows, "data.flip_columns": flip_columns or None, "data.transpose": transpose or None,
     }  # fmt: skip
-    settings = [f"{key}={str(value).lower() if isinstance(value, bool) else value}" for key, value in given.items() if value is not None]
     held = highpass if highpass == "noise" else numbers(highpass, "--highpass")
-    data = recipe_for(source, settings + (set_ or [])).read()
+    data = recipe_for(source, settings_of(given, set_)).read()
     look = _look(data, descan.value, held, threads)
     from ptycho.pictures import make_pictures
 

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from ptycho.cli.arguments import numbers, reading
+from ptycho.cli.arguments import Settings, numbers, opened, quoted, reading, tell_next
 
 if TYPE_CHECKING:
     from ptycho.data import Dataset4D
@@ -22,7 +22,7 @@ def info(
     file: Annotated[str, typer.Argument(metavar="FILE|RECIPE", help="file.h5::/entry/data names a data set in it.")],
     output: Annotated[Path | None, typer.Option("-o", "--output", metavar="PNG", help="Mean pattern, bright field and histogram.")] = None,
     scan_shape: Annotated[str | None, typer.Option("--scan-shape", metavar="SLOW,FAST", help="When the file does not know it.")] = None,
-    set_: Annotated[list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="As in --set data.flip_rows=true; repeatable.")] = None,
+    set_: Settings = None,
     as_json: Annotated[bool, typer.Option("--json", help="For programs.")] = False,
     survey: Annotated[bool, typer.Option("--survey/--no-survey", help="Read the patterns for mean, hot and dead pixels.")] = True,
 ) -> None:
@@ -31,9 +31,9 @@ def info(
 
     shape = numbers(scan_shape, "--scan-shape")
     arguments = reading(file, set_ or []) | ({} if shape is None else {"scan_shape": shape})
-    data, unknown = _open(arguments)
+    data, known = opened(arguments)
     facts = _facts(data)
-    facts["missing"] = {"shape": "scan"} if unknown else {}
+    facts["missing"] = {} if known else {"shape": "scan"}
     if survey:
         try:
             facts["patterns"] = _patterns(data)
@@ -46,24 +46,13 @@ def info(
     if output is not None:
         facts["picture"] = str(_draw(data, output))
     typer.echo(json.dumps(facts, indent=1, ensure_ascii=False) if as_json else _table(facts))
+    if not as_json:
+        tell_next(f"ptycho {f'calibrate {quoted(file)} --write' if file.endswith('.toml') else f'new {quoted(file)}'}")
 
 
 def _listed(data: Dataset4D, name: str) -> bool:
     """Positions that are listed in a file need no step."""
     return name == "step_A" and data.positions_A is not None
-
-
-def _open(arguments: dict[str, Any]) -> tuple[Dataset4D, bool]:
-    """(the data, True when their scan shape is not known and they are shown as one line)."""
-    from ptycho.errors import ScanShapeError
-    from ptycho.io import read
-
-    try:
-        return read(**arguments), False
-    except ScanShapeError as error:
-        data = read(**{**arguments, "scan_shape": (1, error.n_frames)})
-        data.warnings.insert(0, str(error))
-        return data, True
 
 
 def _draw(data: Dataset4D, output: Path) -> Path:

@@ -10,15 +10,32 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from ptycho.cli.arguments import numbers, recipe_for
+from ptycho.cli.arguments import (
+    AduPerElectron,
+    Bin,
+    DefocusA,
+    FlipColumns,
+    FlipRows,
+    Number,
+    PixelInvA,
+    RotationDeg,
+    ScanShape,
+    SemiangleMrad,
+    Settings,
+    StepA,
+    Threads,
+    Transpose,
+    VoltageKV,
+    numbers,
+    recipe_for,
+    settings_of,
+)
 
 if TYPE_CHECKING:
     from ptycho.recipe import Recipe
     from ptycho.result import Result
 
 DEMO = Path("ptycho-demo")
-
-Number = float | None
 
 
 class Device(StrEnum):
@@ -33,24 +50,24 @@ class Device(StrEnum):
 def reconstruct(
     source: Annotated[str, typer.Argument(metavar="RECIPE|FILE|demo", help="A recipe.toml, a 4D-STEM file, or demo.")],
     output: Annotated[Path | None, typer.Option("-o", "--output", metavar="DIR", help="Results (default: the recipe's, or ./run).")] = None,
-    set_: Annotated[list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="As in --set model.slices=4; repeatable.")] = None,
+    set_: Settings = None,
     halves: Annotated[bool, typer.Option("--halves", help="Two half-data runs too: resolution, error.")] = False,
     fresh: Annotated[bool, typer.Option("--fresh", help="Move what is in DIR aside and start anew.")] = False,
     resume: Annotated[bool, typer.Option("--resume", help="Go on, as always; done is no error.")] = False,
     device: Annotated[Device, typer.Option(metavar="NAME", help="auto, cpu, cuda or mps.")] = Device.auto,
-    threads: Annotated[int, typer.Option(min=0, metavar="N", show_default=False, help="CPU threads (0: all cores).")] = 0,
-    voltage_kV: Annotated[Number, typer.Option("--voltage-kV", metavar="KV", help="Acceleration voltage.")] = None,
-    semiangle_mrad: Annotated[Number, typer.Option("--semiangle-mrad", metavar="MRAD", help="Convergence semi-angle.")] = None,
-    defocus_A: Annotated[Number, typer.Option("--defocus-A", metavar="Å", help="Positive is underfocus.")] = None,
-    scan_shape: Annotated[str | None, typer.Option("--scan-shape", metavar="SLOW,FAST", help="Scan points: 48,48.")] = None,
-    step_A: Annotated[str | None, typer.Option("--step-A", metavar="Å", help="Scan step, or slow,fast.")] = None,
-    rotation_deg: Annotated[Number, typer.Option("--rotation-deg", metavar="DEG", help="Scan relative to detector.")] = None,
-    pixel_invA: Annotated[Number, typer.Option("--pixel-invA", metavar="1/Å", help="Detector pixel (default: from the disk).")] = None,
-    adu_per_electron: Annotated[Number, typer.Option("--adu-per-electron", metavar="ADU", help="What one electron gives.")] = None,
-    flip_rows: Annotated[bool | None, typer.Option("--flip-rows/--no-flip-rows", help="Patterns upside down (EMPAD: yes).")] = None,
-    flip_columns: Annotated[bool, typer.Option("--flip-columns", help="Patterns left to right.")] = False,
-    transpose: Annotated[bool, typer.Option("--transpose", help="Swap rows and columns, before the flips.")] = False,
-    bin_: Annotated[int | None, typer.Option("--bin", metavar="N", help="Sum N x N detector pixels.")] = None,
+    threads: Threads = 0,
+    voltage_kV: VoltageKV = None,
+    semiangle_mrad: SemiangleMrad = None,
+    defocus_A: DefocusA = None,
+    scan_shape: ScanShape = None,
+    step_A: StepA = None,
+    rotation_deg: RotationDeg = None,
+    pixel_invA: PixelInvA = None,
+    adu_per_electron: AduPerElectron = None,
+    flip_rows: FlipRows = None,
+    flip_columns: FlipColumns = False,
+    transpose: Transpose = False,
+    bin_: Bin = None,
     modes: Annotated[int | None, typer.Option("--probe-modes", metavar="N", help="Incoherent modes of the probe.")] = None,
     slices: Annotated[int | None, typer.Option("--slices", metavar="N", help="Slices of the object along the beam.")] = None,
     slice_thickness_A: Annotated[Number, typer.Option("--slice-thickness-A", metavar="Å", help="From slice to slice.")] = None,
@@ -68,8 +85,7 @@ def reconstruct(
         "model.slices": slices, "model.slice_thickness_A": slice_thickness_A, "solve.0.kind": kind, "model.refine": names, "solve.0.epochs": epochs,
         "output.halves": halves or None,
     }  # fmt: skip
-    settings = [f"{key}={str(value).lower() if isinstance(value, bool) else value}" for key, value in given.items() if value is not None]
-    recipe = recipe_for(str(_make_demo()) if source == "demo" else source, settings + (set_ or []))
+    recipe = recipe_for(str(_make_demo()) if source == "demo" else source, settings_of(given, set_))
     folder, result = _run(recipe, RunPlace(output or Path(recipe.output.directory), fresh, resume), device, threads)
     typer.echo(f"picture: {folder / 'phase.png'}")
     if result.quality is not None:

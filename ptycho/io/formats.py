@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import TypeAlias
 
 from ptycho.errors import DataError, RecipeError
+from ptycho.explain import suggestion
 from ptycho.frames import FrameSource
 from ptycho.io import blockfile, empad, empad_g2, event_files, extra, folder, hdf5_dialects, matlab, mib, mrc, nion, numpy_file, raw, seq, tiff
 from ptycho.io.files import file_size, unreadable
@@ -63,7 +64,7 @@ def open_source(path: str | os.PathLike[str], format: str | None = None, options
     name, _, dataset = os.fspath(path).partition("::")
     file = Path(name).expanduser()
     if format is not None and format not in FORMATS:
-        raise RecipeError(f"data.format = {format!r}: unknown; known are {', '.join(FORMATS)}")
+        raise RecipeError(f"data.format = {format!r}: unknown{suggestion(format, list(FORMATS))}")
     options = replace(options or Options(), dataset=dataset or None)
     kind = format or ("raw" if options.layout is not None and not file.is_dir() else guess_format(file))
     if kind in _GUARDED:
