@@ -14,7 +14,7 @@ from ptycho.errors import DataError, OutputError, Stopped
 from ptycho.io.checkpoint import FOLDER, checkpoints, discard, load_latest, save_checkpoint
 from ptycho.io.result_file import load_result, write_result
 from ptycho.recipe import OutputSection
-from ptycho.result import Result
+from ptycho.result import EpochRecord, Result
 from ptycho.runfolder import RunFolder, difference
 
 logger = logging.getLogger("ptycho")
@@ -51,12 +51,15 @@ class Keeper:
         self._resumed = False
         self._saved_at, self._saved_epoch, self._took = time.monotonic(), 0, 0.0
 
-    def resume(self, identity: Identity) -> bool:
-        """Look for a checkpoint; whether there is one. Raises OutputError when it belongs to another recipe or other data."""
+    def resume(self, identity: Identity) -> None:
+        """Look for a checkpoint, to go on from there. Raises OutputError when it belongs to another recipe or other data."""
         self._identity = identity
-        found = None if self.folder is None else load_latest(self.folder.path)
-        if found is None or self.folder is None:
-            return False
+        if self.folder is None:
+            return
+        found = load_latest(self.folder.path)
+        if found is None:
+            self.folder.begin_metrics(())
+            return
         path, kept = found
         if changed := difference(kept["recipe"], identity.recipe):
             raise OutputError(
@@ -68,8 +71,11 @@ class Keeper:
             if newer.name > path.name:  # damaged: it was told of
                 shutil.rmtree(newer, ignore_errors=True)
         self._kept, self._resumed = kept, True
+        if kept["part"] == 0:
+            # Epochs after the checkpoint come again; those of the halves are not in the file.
+            self.folder.begin_metrics([EpochRecord(*record) for record in kept["state"]["history"]])
+            self.folder.note(epoch=len(kept["state"]["history"]))
         logger.info(f"going on from {path.parent.name}/{path.name}")
-        return True
 
     def begin(self) -> dict[str, Any] | None:
         """The state in which the present part was kept; None where it is to begin at its beginning. To be asked once."""

@@ -117,8 +117,7 @@ def run(job: Job) -> Result:
 
 def _kept_run(job: Job, prepared: Prepared, folder: RunFolder) -> Result:
     keeper = Keeper(job.stop, folder, prepared.recipe.output)
-    if not keeper.resume(Identity(prepared.recipe.text(), fingerprint(prepared.data))):
-        folder.begin_metrics(())
+    keeper.resume(Identity(prepared.recipe.text(), fingerprint(prepared.data)))
     result = _all_parts(job, prepared, keeper)
     folder.write("report.html", report(result))
     folder.set_status("finished", epoch=len(result.history), loss=result.history[-1].loss if result.history else None)

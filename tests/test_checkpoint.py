@@ -76,6 +76,17 @@ def test_stopped_and_started_again_is_the_same_bit_for_bit(data: ptycho.Dataset4
     assert not (tmp_path / "parts" / "checkpoints").exists() and not (tmp_path / "parts" / "run.lock").exists()
 
 
+def test_epochs_after_the_checkpoint_are_not_told_twice(data: ptycho.Dataset4D, tmp_path: Path) -> None:
+    """As after a kill: metrics.jsonl is ahead of the checkpoint."""
+    folder, options = tmp_path / "run", {"epochs": 4, "batch": 10}
+    with pytest.raises(Stopped):
+        ptycho.reconstruct(data, device="cpu", output=folder, stop=after(8), **options)
+    with open(folder / "metrics.jsonl", "a", encoding="utf-8") as file:
+        file.write(json.dumps({"epoch": 2}) + "\n")
+    ptycho.reconstruct(data, device="cpu", output=folder, **options)
+    assert [json.loads(line)["epoch"] for line in (folder / "metrics.jsonl").read_text().splitlines()] == [1, 2, 3, 4]
+
+
 def test_other_recipes_and_other_data_are_refused(data: ptycho.Dataset4D, tmp_path: Path, disk_patterns: NDArray[np.float32]) -> None:
     folder = tmp_path / "run"
     with pytest.raises(Stopped):
