@@ -80,7 +80,7 @@ def test_folder_load_and_the_recipe_in_it(data: ptycho.Dataset4D, tmp_path: Path
     monkeypatch.chdir("/")
     assert_same(reconstruct(tmp_path / "run" / "recipe.toml"), result)
     assert_same(reconstruct(ptycho.Recipe.load(tmp_path / "run" / "recipe.toml")), result)
-    with pytest.raises(OutputError, match="not empty"):
+    with pytest.raises(OutputError, match="the run here is finished"):
         reconstruct(data, epochs=1, output=tmp_path / "run")
 
 
@@ -137,7 +137,7 @@ def test_halves_tell_how_good_it_is(tmp_path: Path, disk_patterns: NDArray[np.fl
     assert quality is not None and quality.split == "electrons"
     assert quality.standard_error_rad.shape == quality.constrained.shape == result.phase.shape[-2:]
     assert 0 < quality.error_rad < 1 and quality.constrained[result.scanned].any()
-    assert tomllib.loads(result.recipe)["output"] == {"directory": str(tmp_path / "run"), "halves": True}
+    assert tomllib.loads(result.recipe)["output"].items() >= {"directory": str(tmp_path / "run"), "halves": True}.items()
     # The same again from the folder, from the recipe in it, and on the page about it.
     loaded = ptycho.load(tmp_path / "run").quality
     again = reconstruct(tmp_path / "run" / "recipe.toml").quality
