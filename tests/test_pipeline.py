@@ -80,7 +80,7 @@ def test_folder_load_and_the_recipe_in_it(data: ptycho.Dataset4D, tmp_path: Path
     monkeypatch.chdir("/")
     assert_same(reconstruct(tmp_path / "run" / "recipe.toml"), result)
     assert_same(reconstruct(ptycho.Recipe.load(tmp_path / "run" / "recipe.toml")), result)
-    with pytest.raises(OutputError, match="finished"):
+    with pytest.raises(OutputError, match="the run here is finished"):
         reconstruct(data, epochs=1, output=tmp_path / "run")
 
 
@@ -137,8 +137,7 @@ def test_halves_tell_how_good_it_is(tmp_path: Path, disk_patterns: NDArray[np.fl
     assert quality is not None and quality.split == "electrons"
     assert quality.standard_error_rad.shape == quality.constrained.shape == result.phase.shape[-2:]
     assert 0 < quality.error_rad < 1 and quality.constrained[result.scanned].any()
-    output = tomllib.loads(result.recipe)["output"]
-    assert (output["directory"], output["halves"]) == (str(tmp_path / "run"), True)
+    assert tomllib.loads(result.recipe)["output"].items() >= {"directory": str(tmp_path / "run"), "halves": True}.items()
     # The same again from the folder, from the recipe in it, and on the page about it.
     loaded = ptycho.load(tmp_path / "run").quality
     again = reconstruct(tmp_path / "run" / "recipe.toml").quality
@@ -146,7 +145,7 @@ def test_halves_tell_how_good_it_is(tmp_path: Path, disk_patterns: NDArray[np.fl
         assert other is not None and other.summary() == quality.summary()
         np.testing.assert_array_equal(other.standard_error_rad, quality.standard_error_rad)
     page = (tmp_path / "run" / "report.html").read_text(encoding="utf-8")
-    assert quality.summary() in page and "scan.npy" in page and page.count("<img") == 3
+    assert quality.summary() in page and "scan.npy" in page
     log = (tmp_path / "run" / "log.txt").read_text(encoding="utf-8")
     assert "half 1 of 2: every second electron" in log and quality.summary() in log
 
