@@ -129,8 +129,11 @@ def _all_parts(job: Job, prepared: Prepared, keeper: Keeper) -> Result:
     """The reconstruction and, if it is wanted, those of two halves; each is saved as soon as it is there."""
     halves, known = prepared.recipe.output.halves, keeper.result(RESULT, prepared.recipe.text())
     result = known or _carry_out(_third(job, 0) if halves else job, prepared, keeper)
-    if job.folder is not None and known is None:
-        save_result(result, job.folder.path)
+    if job.folder is not None:
+        if known is None:
+            save_result(result, job.folder.path)
+        else:  # the checkpoint that it went on from may be older than the result
+            job.folder.begin_metrics(known.history)
     if not halves or result.quality is not None:
         return result
     result = _judged(job, prepared, result, keeper)
