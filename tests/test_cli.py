@@ -79,7 +79,7 @@ def test_help_is_quick_and_without_torch() -> None:
 def test_a_run_off_the_terminal(scan: Path) -> None:
     code, out, err = run("reconstruct", scan, *GIVEN, "--epochs", "2", "-o", "run")
     assert code == 0, err
-    assert out == f"picture: {Path('run') / 'phase.png'}\n"
+    assert out == f"picture: {Path('run') / 'phase.png'}\nreport: {Path('run') / 'report.html'}\n"
     lines = err.splitlines()
     assert [line.partition(":")[0] for line in lines if line.startswith("epoch")] == ["epoch 1 of 2", "epoch 2 of 2"]
     assert lines[0].startswith("scan.npy: 48 patterns of 32 x 32") and "\r" not in err

@@ -91,6 +91,7 @@ def reconstruct(
     if result.quality is not None:
         typer.echo(result.quality.summary())
     _tell_agreement(result, Path(recipe.data.path.partition("::")[0]).parent / "truth.npz")
+    typer.echo(f"report: {folder / 'report.html'}")
 
 
 def _make_demo() -> Path:

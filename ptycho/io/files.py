@@ -21,7 +21,7 @@ def file_size(path: Path) -> int:
         size = path.stat().st_size
         regular = path.is_file()
     except FileNotFoundError:
-        # TOML has made a tab of the \\t in "C:\\temp".
+        # TOML has made a tab of the \t in "C:\temp".
         hint = "" if str(path).isprintable() else r"; a \ in double quotes begins an escape: write the path in 'single quotes'"
         raise DataError(f"{path}: no such file{hint}") from None
     except (OSError, ValueError) as error:
