@@ -16,6 +16,9 @@ from ptycho.preparation import measured as find_measured
 #: (position numbers (n,), their patterns (n, ky, kx) in electrons before binning), one block after the other.
 Blocks: TypeAlias = Iterable[tuple[NDArray[np.int64], NDArray[Any]]]
 
+#: Electrons in a pixel of which float32 can add up all of a block.
+_HUGE = 1e30
+
 
 @dataclass(frozen=True, eq=False)
 class Survey:
@@ -77,9 +80,10 @@ def survey_patterns(blocks: Blocks, shape: tuple[int, int], factor: int, name: s
             least = float(patterns.min(where=good, initial=np.inf))
             most = float(patterns.max(where=good, initial=-np.inf))
             patterns = np.where(good, patterns, np.float32(0))
-        # Sums of one block in float32, which is exact for counts, and of blocks in float64.
-        total += patterns.sum(0)
-        sums.append(patterns.reshape(len(patterns), -1).sum(1).astype(np.float64))
+        # Sums of one block in float32, which is exact for counts, and of blocks in float64; numbers that no detector gives would overflow.
+        kind = np.float32 if most < _HUGE else np.float64
+        total += patterns.sum(0, dtype=kind)
+        sums.append(patterns.reshape(len(patterns), -1).sum(1, dtype=kind).astype(np.float64))
         lowest, highest = min(lowest, least), max(highest, most)
     if not measured.any():
         raise DataError(f"{name}: no pixel is usable, all are NaN or below -1 electron; check the file, dark and adu_per_electron")

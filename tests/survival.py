@@ -20,6 +20,7 @@ import torch
 import ptycho
 import ptycho.pipeline  # before the fork, for speed
 import ptycho.plot
+from ptycho.errors import OutputError
 from ptycho.solvers import LSQML, Gradient, Updates
 
 KNOWN = {"voltage_kV": 80, "semiangle_mrad": 24.9, "step_A": 0.7, "defocus_A": 100, "adu_per_electron": 1}
@@ -41,6 +42,9 @@ def killed_until_done(scan: Path, folder: Path, moments: random.Random, left: in
         if pid == 0:
             try:
                 attempt(scan, folder)
+            except OutputError as error:
+                # The kill may come when all is done and only the process is left.
+                os._exit(0 if "the run here is finished" in str(error) else 1)
             except BaseException as error:
                 print(f"{type(error).__name__}: {error}", flush=True)
                 os._exit(1)
