@@ -31,7 +31,7 @@ def write_file(path: Path, content: bytes | memoryview) -> Path:
             os.fsync(handle)
         finally:
             os.close(handle)
-        os.chmod(temporary, 0o666 & ~_umask())  # as a file made in the usual way
+        os.chmod(temporary, usual_mode())
         os.replace(temporary, path)
         sync_folder(path.parent)
     except OSError as error:
@@ -73,7 +73,8 @@ def unwritable(path: Path, error: OSError, n_bytes: int = 0) -> OutputError:
     return OutputError(message + "; free some space or choose another folder with -o")
 
 
-def _umask() -> int:
+def usual_mode() -> int:
+    """The rights of a file that is made in the usual way."""
     mask = os.umask(0)
     os.umask(mask)
-    return mask
+    return 0o666 & ~mask

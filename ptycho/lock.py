@@ -41,13 +41,7 @@ class Owner:
         """Whether it still runs; ``heartbeat`` is when it was last heard of, which tells of other machines."""
         if self.host != socket.gethostname():
             return time.time() - heartbeat < DEAD_AFTER_S
-        try:
-            os.kill(self.pid, 0)
-        except (ProcessLookupError, OverflowError):
-            return False
-        except OSError:
-            pass  # somebody else's
-        return _start(self.pid) == self.start
+        return runs(self.pid) and _start(self.pid) == self.start
 
     def __str__(self) -> str:
         return f"process {self.pid} on {self.host}, since {time.strftime('%Y-%m-%d %H:%M:%S', time.localtime(self.since))}"
@@ -171,6 +165,22 @@ def _is(handle: int, path: Path) -> bool:
         return os.path.samestat(os.fstat(handle), os.stat(path))
     except FileNotFoundError:
         return False
+
+
+def runs(pid: int) -> bool:
+    """Whether there is a process of this number here that is not merely waiting to be buried; True where the system cannot be asked."""
+    if os.name != "posix":
+        return True  # there the question would be a signal
+    try:
+        os.kill(pid, 0)
+    except (ProcessLookupError, OverflowError):
+        return False
+    except OSError:
+        return True  # somebody else's
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] not in ("Z", "X")
+    except (OSError, IndexError):
+        return True
 
 
 def _start(pid: int) -> str:

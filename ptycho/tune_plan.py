@@ -9,10 +9,10 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from ptycho.atomic import write_file
 from ptycho.data import Dataset4D
 from ptycho.errors import OutputError, RecipeError
 from ptycho.explain import suggestion
-from ptycho.io.files import replace_file
 from ptycho.recipe import Recipe
 from ptycho.tune_objective import Effort
 from ptycho.tune_ranges import Range, Value, check_comparable, default_ranges, own_value, parse_range, setting
@@ -119,7 +119,7 @@ def keep(plan: Plan, folder: Path) -> None:
             raise OutputError(f"{folder}: the folder is not empty and holds no search; give another with -o")
         for name, text in files.items():
             if not (folder / name).exists():
-                replace_file(folder / name, text.encode())
+                write_file(folder / name, text.encode())
             if (folder / name).read_text(encoding="utf-8") != text:
                 raise OutputError(f"{folder}: another search lies here ({name} differs); give another folder with -o, or the same words as then")
     except OSError as error:

@@ -15,6 +15,7 @@ from pathlib import Path
 from types import FrameType, TracebackType
 
 from ptycho.errors import DivergedError, OutOfMemoryError, RecipeError
+from ptycho.lock import runs
 from ptycho.tune_ranges import Value
 from ptycho.tune_study import Claim, LostError, Score, Search
 
@@ -52,7 +53,7 @@ class Pulse:
     def alive(self, name: str) -> bool:
         """Whether the process of this name lives. Times are those of the file system, the same for all machines."""
         host, pid, _ = name.rsplit("_", 2)
-        if host == socket.gethostname() and not _runs(int(pid)):
+        if host == socket.gethostname() and not runs(int(pid)):
             return False
         try:
             self._file.touch()
@@ -129,19 +130,3 @@ def stoppable() -> Iterator[Callable[[], bool]]:
     finally:
         for number, handler in zip(signals, before, strict=True):
             signal.signal(number, handler)
-
-
-def _runs(pid: int) -> bool:
-    """Whether there is a process of this number here that is not merely waiting to be buried."""
-    if os.name != "posix":
-        return True  # its sign of life will tell
-    try:
-        os.kill(pid, 0)
-    except ProcessLookupError:
-        return False
-    except PermissionError:
-        return True
-    try:
-        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
-    except (OSError, IndexError):
-        return True

@@ -103,12 +103,12 @@ def carried_out(plan: Plan, folder: Path, trials: int, workers: int, device: str
 
 
 def _write(found: Tuned, table: str) -> None:
-    from ptycho.io.files import replace_file
+    from ptycho.atomic import write_file
     from ptycho.plot_tune import importance_png, parallel_png
 
-    replace_file(found.folder / "trials.csv", table.encode())
-    replace_file(found.folder / "parallel.png", parallel_png(found.ranges, found.rows))
-    replace_file(found.folder / "importance.png", importance_png(found.ranges, found.rows, found.importances))
+    write_file(found.folder / "trials.csv", table.encode())
+    write_file(found.folder / "parallel.png", parallel_png(found.ranges, found.rows))
+    write_file(found.folder / "importance.png", importance_png(found.ranges, found.rows, found.importances))
 
 
 class _Teller:

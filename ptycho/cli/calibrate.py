@@ -80,18 +80,18 @@ def _recipe_text(source: str, settings: list[str], target: Path) -> str:
 
 
 def _write(text: str, found: Calibration, data: Dataset4D, target: Path) -> None:
-    from ptycho.io.files import replace_file
+    from ptycho.atomic import write_file
     from ptycho.recipe_update import with_answers
 
     flips = {name: bool(getattr(data.preparation, name)) for name in ("transpose", "flip_rows", "flip_columns")}
-    replace_file(target, with_answers(text, found, flips).encode())
+    write_file(target, with_answers(text, found, flips).encode())
     typer.echo(f"recipe: {target}")
 
 
 def _draw(data: Dataset4D, picture: Path) -> None:
-    from ptycho.io.files import replace_file
+    from ptycho.atomic import write_file
     from ptycho.plot_parallax import parallax_png
     from ptycho.tilt_corrected import parallax
 
-    replace_file(picture, parallax_png(parallax(data), data.name))
+    write_file(picture, parallax_png(parallax(data), data.name))
     typer.echo(f"picture: {picture}")

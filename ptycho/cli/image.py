@@ -90,8 +90,8 @@ def _look(data: Dataset4D, descan: Any, highpass_invA: Any, threads: int) -> Loo
 
 def _write(output: Path, data: Dataset4D, pictures: list[Picture], notes: list[str]) -> None:
     """Every picture as TIFF and PNG, and the sheet; each file is replaced only by a complete one."""
+    from ptycho.atomic import write_file
     from ptycho.errors import DataError, OutputError
-    from ptycho.io.files import replace_file
     from ptycho.io.images import image_tiff
     from ptycho.plot_pictures import contact_sheet_png, picture_png
 
@@ -104,11 +104,11 @@ def _write(output: Path, data: Dataset4D, pictures: list[Picture], notes: list[s
     except OSError as error:
         raise OutputError(f"{output}: {error.strerror or error}; give a folder that can be written with -o") from None
     for picture in pictures:
-        replace_file(output / f"{picture.name}.tif", image_tiff(picture.image, step_A or (1.0, 1.0), picture.unit))
-        replace_file(output / f"{picture.name}.png", picture_png(picture, step_A))
+        write_file(output / f"{picture.name}.tif", image_tiff(picture.image, step_A or (1.0, 1.0), picture.unit))
+        write_file(output / f"{picture.name}.png", picture_png(picture, step_A))
     scan, pattern = (f"{a} x {b}" for a, b in (data.scan_shape, data.pattern_shape))
     headline = f"{data.name}   ·   {scan} patterns of {pattern} px"
-    replace_file(output / CONTACT_SHEET, contact_sheet_png(pictures, step_A, headline, notes))
+    write_file(output / CONTACT_SHEET, contact_sheet_png(pictures, step_A, headline, notes))
 
 
 def _orientation_hint(look: Looks) -> str | None:

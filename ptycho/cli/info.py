@@ -59,8 +59,8 @@ def _draw(data: Dataset4D, output: Path) -> Path:
     """The picture, in its place; what was there is replaced only by a complete one."""
     import numpy as np
 
+    from ptycho.atomic import write_file
     from ptycho.errors import OutputError
-    from ptycho.io.files import replace_file
     from ptycho.overview import overview
     from ptycho.plot import overview_png
 
@@ -68,7 +68,7 @@ def _draw(data: Dataset4D, output: Path) -> Path:
         raise OutputError(f"{output}: pictures are PNG files; give a name that ends in .png")
     step = data.calibration.get("step_A")
     title = f"{data.name}   ·   {_by(list(data.scan_shape))} patterns of {_by(list(data.pattern_shape))} px"
-    replace_file(output, overview_png(overview(data), title, None if step is None else float(np.mean(step.value))))
+    write_file(output, overview_png(overview(data), title, None if step is None else float(np.mean(step.value))))
     return output
 
 

@@ -83,13 +83,13 @@ def check_target(target: Path, source: str, force: bool = False) -> None:
 
 def write_new(source: str, settings: list[str], target: Path) -> tuple[str, ...]:
     """Write the recipe; the keys that are missing in it."""
-    from ptycho.io.files import replace_file
+    from ptycho.atomic import write_file
     from ptycho.recipe_new import new_recipe, path_from
 
     data, tree, known = ask(source, settings)
     made = new_recipe(data, path_from(target.absolute().parent, source), tree, known)
     data.close()
-    replace_file(target, made.text.encode())
+    write_file(target, made.text.encode())
     return made.missing
 
 

@@ -13,10 +13,10 @@ def report(
     output: Annotated[Path | None, typer.Option("-o", "--output", metavar="FILE", help="Default: report.html in the folder.")] = None,
 ) -> None:
     """Write report.html of a finished run: pictures, quality, fit, calibration, warnings, recipe; one file that needs no other."""
-    from ptycho.io.files import replace_file
+    from ptycho.atomic import write_file
     from ptycho.report import report_of
 
     text = report_of(run)
     target = output or (run if run.is_dir() else run.parent) / "report.html"
-    replace_file(target, text.encode())
+    write_file(target, text.encode())
     typer.echo(f"report: {target}")

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from ptycho.cli.arguments import Settings, Text
 from ptycho.cli.reconstruct import Device
 
 if TYPE_CHECKING:
@@ -15,13 +16,12 @@ if TYPE_CHECKING:
     from ptycho.runs import Run
     from ptycho.slurm import Course, Resources
 
-Text = str | None
 
 
 def submit(
     sources: Annotated[list[str], typer.Argument(metavar="RECIPE|FILE...", help="Recipes, files, or a recipe for files.")],
     output: Annotated[Path | None, typer.Option("-o", "--output", metavar="DIR", help="Results (default: the recipe's).")] = None,
-    set_: Annotated[list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="As in --set model.slices=4; repeatable.")] = None,
+    set_: Settings = None,
     vary: Annotated[list[str] | None, typer.Option("--vary", metavar="KEY=V,V", help="A run for each value; repeatable.")] = None,
     print_: Annotated[bool, typer.Option("--print", help="Show the script, do nothing.")] = False,
     local: Annotated[int | None, typer.Option(min=1, metavar="N", help="Run here, N at a time.")] = None,

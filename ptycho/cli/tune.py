@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from ptycho.cli.arguments import recipe_for
+from ptycho.cli.arguments import Settings, recipe_for
 from ptycho.cli.reconstruct import Device
 
 if TYPE_CHECKING:
@@ -23,7 +23,7 @@ def tune(
     epochs: Annotated[int, typer.Option(min=0, metavar="N", show_default=False, help="Passes of each (default: 4; several slices: 20).")] = 0,
     patterns: Annotated[int, typer.Option(min=0, metavar="N", help="Patterns from the middle of the field (0: all).")] = 1024,
     workers: Annotated[int, typer.Option(min=1, metavar="N", help="Processes, each on its own GPU if there are as many.")] = 1,
-    set_: Annotated[list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="As in --set model.slices=4; repeatable.")] = None,
+    set_: Settings = None,
     prune: Annotated[bool, typer.Option("--prune/--no-prune", help="Cut short what is worse than the median at the same pass.")] = True,
     seed: Annotated[int, typer.Option(min=0, metavar="N", help="Of the candidates that are drawn.")] = 0,
     device: Annotated[Device, typer.Option(metavar="NAME", help="auto, cpu, cuda or mps.")] = Device.auto,
@@ -64,14 +64,14 @@ def tune(
 
 def _write_best(found: Tuned, source: str, recipe: Recipe, settings: list[str]) -> Path:
     """The recipe with the best values and the settings of the command line."""
-    from ptycho.io.files import replace_file
+    from ptycho.atomic import write_file
     from ptycho.tune_report import best_recipe
 
     if source.endswith(".toml"):
         text, folder = Path(source).read_text(encoding="utf-8"), Path(source).parent
     else:
         text, folder = recipe.text(), Path()
-    replace_file(found.folder / "best.toml", best_recipe(found, text, folder, dict(_pair(s) for s in settings)).encode())
+    write_file(found.folder / "best.toml", best_recipe(found, text, folder, dict(_pair(s) for s in settings)).encode())
     return found.folder / "best.toml"
 
 

@@ -15,12 +15,13 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from ptycho.atomic import write_file
 from ptycho.errors import DataError, OutputError
 from ptycho.frames import FrameSource, Header
 from ptycho.io.empad_g2 import G2_FRAME_BYTES, open_combined, open_words
 from ptycho.io.empad_sidecars import EmpadFiles, describe, find_files
 from ptycho.io.empad_xml import xml_text
-from ptycho.io.files import publish, replace_file, unreadable
+from ptycho.io.files import publish, unreadable
 from ptycho.io.options import Options
 from ptycho.io.source import BinarySource
 
@@ -161,7 +162,7 @@ def write_empad(
         shape = _write_frames(raw, patterns, adu_per_electron, flip_rows)
         step = (step_A, step_A) if isinstance(step_A, int | float) else step_A
         text = xml_text(raw, shape, voltage_kV, step, rotation_deg, camera_length_m, exposure_ms)
-        replace_file(raw.with_suffix(".xml"), text.encode())
+        write_file(raw.with_suffix(".xml"), text.encode())
     except OSError as error:
         raise OutputError(f"{raw}: cannot be written ({error.strerror or error})") from None
     return raw

@@ -20,11 +20,11 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from ptycho.atomic import write_file
 from ptycho.errors import DataError
 from ptycho.frames import FrameSource, Header
 from ptycho.io.empad_g2_maps import NAMES, Calibration, both_stores, make_calibration, read_calibration
 from ptycho.io.empad_sidecars import EmpadFiles, describe, find_files
-from ptycho.io.files import replace_file
 from ptycho.io.options import Options
 from ptycho.io.source import BinarySource
 
@@ -147,4 +147,4 @@ def _write(path: Path, maps: Mapping[str, NDArray[np.float32]]) -> None:
     with h5py.File(content, "w") as file:
         for name, values in maps.items():
             file[name] = values
-    replace_file(path, content.getvalue())
+    write_file(path, content.getvalue())

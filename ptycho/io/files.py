@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import os
 import re
-import tempfile
 from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
 
-from ptycho.errors import DataError, OutputError
+from ptycho.atomic import usual_mode
+from ptycho.errors import DataError
 
 
 def file_size(path: Path) -> int:
@@ -61,27 +61,9 @@ def beside(path: Path, name: str) -> Path:
     return found
 
 
-def replace_file(path: Path, content: bytes) -> None:
-    """Write a whole file; an older one is replaced only when the new one is complete. Raises OutputError when it cannot be written."""
-    try:
-        with tempfile.NamedTemporaryFile(dir=path.parent, prefix=f".{path.name}.", delete=False) as file:
-            temporary = Path(file.name)
-            try:
-                file.write(content)
-                file.close()
-                publish(temporary, path)
-            except BaseException:
-                temporary.unlink(missing_ok=True)
-                raise
-    except OSError as error:
-        raise OutputError(f"{path}: cannot be written ({error.strerror or error})") from None
-
-
 def publish(temporary: Path, path: Path) -> None:
     """Move a complete file to its place, readable as a file made in the usual way."""
-    mask = os.umask(0)
-    os.umask(mask)
-    temporary.chmod(0o666 & ~mask)
+    temporary.chmod(usual_mode())
     os.replace(temporary, path)
 
 
