@@ -17,7 +17,6 @@ if TYPE_CHECKING:
     from ptycho.slurm import Course, Resources
 
 
-
 def submit(
     sources: Annotated[list[str], typer.Argument(metavar="RECIPE|FILE...", help="Recipes, files, or a recipe for files.")],
     output: Annotated[Path | None, typer.Option("-o", "--output", metavar="DIR", help="Results (default: the recipe's).")] = None,

@@ -191,5 +191,3 @@ def _unpacked(tree: Tree, tensors: dict[str, Tensor]) -> Tree:
         case "$tuple":
             return tuple(_unpacked(item, tensors) for item in value)
     raise ValueError(f"{kind} is no part of a checkpoint")
-
-
