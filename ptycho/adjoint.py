@@ -11,6 +11,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor, wait
+from importlib.util import find_spec
 from typing import Any
 
 import torch
@@ -27,12 +28,13 @@ from ptycho.adjoint_terms import (
     entrance_gradient,
     propagation_gradient,
 )
+from ptycho.elementwise import Elementwise
 from ptycho.kept import Kept
 from ptycho.loss import Loss
 from ptycho.memory import is_out_of_memory
 from ptycho.model import Ptychography
 from ptycho.optics import propagation_phase, shift_ramps
-from ptycho.windows import Workspace, add_windows, cut_windows, touched_box
+from ptycho.windows import Workspace, cut_windows, touched_box
 
 logger = logging.getLogger("ptycho")
 
@@ -55,7 +57,8 @@ class Likelihood:
         self._spaces = [Workspace() for _ in range(self.workers)]
         #: Whether the loss itself is formed; the gradients do not need it.
         self.measures = True
-        self._masked = bool((model.detector.mask != 1).any())
+        self._elementwise = _elementwise_for(self.device, model)(model.detector, loss, missing)
+        self._occupancy: list[float] = model.object.occupancy.tolist()
         self._kernels_kept = Kept()
         self._shared = Workspace()
 
@@ -164,18 +167,22 @@ class Likelihood:
         # A transform into fresh memory is faster than one with out=, which copies.
         back = torch.fft.fft2(self._detect(space, batch, chunk, spectra[-1], partial))
         for s in range(transmission.shape[1] - 1, -1, -1):
-            if batch.object_patches is not None:
-                _sum_modes(waves[s], back, batch.object_patches[chunk, :, s])
             if s == transmission.shape[1] - 1 and batch.descan_ramps is not None:
                 self._descan_gradient(batch, chunk, waves[s], back, patches[:, :, s], partial)
-            if s == 0 and not (batch.wants.probe or batch.wants.offsets or batch.wants.opr):
+            onward = s > 0 or batch.wants.probe or batch.wants.offsets or batch.wants.opr
+            total = batch.object_patches[chunk, :, s] if batch.object_patches is not None else None
+            self._elementwise.object_side(waves[s], back, patches[:, :, s], total, onward)
+            if s == transmission.shape[1] - 1 and batch.descan_ramps is not None and total is not None:
+                # The ramp of the descan is part of the last slice: the object's derivative is without it.
+                total.mul_(batch.descan_ramps[0][chunk, None]).mul_(batch.descan_ramps[1][chunk, None])
+            if not onward:
                 return
-            back = torch.fft.ifft2(back.mul_(patches[:, :, s, None]), norm="forward")
+            back = torch.fft.ifft2(back, norm="forward")
             if s > 0:
                 if batch.wants.propagation:
                     propagation_gradient(self.model, batch, chunk, s - 1, spectra[s - 1], back, partial)
                 back = torch.fft.fft2(back.mul_(self._kernel(batch, chunk, s - 1)))
-        entrance_gradient(batch, chunk, ramp, entrance, back, partial)
+        entrance_gradient(batch, chunk, ramp, entrance, back, partial, self._elementwise)
 
     def _entrance(self, space: Workspace, batch: Batch, chunk: slice, ramp: Tensor) -> Tensor:
         """Spectrum of the wave before the first slice, (b, 1, modes, y, x); the strongest mode may differ from pattern to pattern."""
@@ -187,16 +194,11 @@ class Likelihood:
         return entrance[:, None]
 
     def _descan_gradient(self, batch: Batch, chunk: slice, wave: Tensor, back: Tensor, patches: Tensor, partial: Partial) -> None:
-        """The ramp of the descan is part of the last slice: its derivative, and the object's without the ramp."""
-        assert batch.descan_ramps is not None
-        last = batch.object_patches[chunk, :, -1] if batch.object_patches is not None else None
+        """By the product of wave and derivative behind the last slice, of which the descan's ramp is part."""
         if batch.wants.descan:
-            product = torch.empty_like(patches) if last is None else last
-            if last is None:
-                _sum_modes(wave, back, product)
+            product = torch.empty_like(patches)
+            self._elementwise.object_side(wave, back, patches, product, onward=False)
             descan_gradient(self.model, chunk, product, patches, partial)
-        if last is not None:
-            last.mul_(batch.descan_ramps[0][chunk, None]).mul_(batch.descan_ramps[1][chunk, None])
 
     def _forward(self, space: Workspace, batch: Batch, chunk: slice, patches: Tensor, entrance: Tensor) -> tuple[list[Tensor], list[Tensor]]:
         """The wave before each slice in real space, and behind each slice in reciprocal space (already propagated but for the last).
@@ -216,41 +218,23 @@ class Likelihood:
 
     def _detect(self, space: Workspace, batch: Batch, chunk: slice, exit_wave: Tensor, partial: Partial) -> Tensor:
         """Loss of the chunk; the exit wave is overwritten by d loss / d (exit wave) = slope * conj(exit wave) and returned."""
-        model = self.model
-        unit = 1 / model.size**2
-        intensity = self._take(space, "intensity", batch, chunk, real=True).zero_()
-        for state, weight in enumerate(model.object.occupancy.tolist()):
-            for mode in range(exit_wave.shape[2]):
-                real, imaginary = torch.view_as_real(exit_wave[:, state, mode]).unbind(-1)
-                intensity.addcmul_(real, real, value=weight * unit).addcmul_(imaginary, imaginary, value=weight * unit)
-        image = model.detector(intensity)
-        counts = batch.counts[chunk]
-        weight = model.detector.mask if self._masked else None
-        if self.missing:
-            measured = torch.isfinite(counts)
-            counts = torch.nan_to_num(counts, nan=0.0)
-            weight = measured * model.detector.mask
-        if self.measures:
-            value = self.loss.value(image, counts)
-            partial.loss += (value if weight is None else value * weight).sum()
-        slope = self.loss.slope(image, counts)
-        if weight is not None:
-            slope.mul_(weight)
+        weights = [weight / self.model.size**2 for weight in self._occupancy]
+        intensity = self._elementwise.intensity(exit_wave, weights, self._take(space, "intensity", batch, chunk, real=True))
+        slope, value = self._elementwise.slope(intensity, batch.counts[chunk], self.measures)
+        if value is not None:
+            partial.loss += value
         if partial.background is not None:
             partial.background += slope.sum(0)
-        slope = model.detector.adjoint(slope)
         if partial.blur is not None:
-            partial.blur += blur_gradient(model, intensity, slope)
-        for state, weight in enumerate(model.object.occupancy.tolist()):
-            exit_wave[:, state].mul_((slope * (weight * unit))[:, None])
-        return exit_wave.conj_physical_()
+            partial.blur += blur_gradient(self.model, intensity, self.model.detector.adjoint(slope))
+        return self._elementwise.turn_back(exit_wave, slope, weights)
 
     def _collect(self, batch: Batch, partials: list[Partial]) -> Gradients:
         """Add up the workers, in their order, and turn d/dz into torch's 2 d/dz*."""
         gradients = Gradients(loss=torch.stack([p.loss for p in partials]).sum())
         if batch.object_patches is not None:
             gradients.box = touched_box(batch.corners, self.model.size, self.model.object.transmission.shape)
-            gradients.object = self._scatter(batch, gradients.box).conj_physical_().mul_(2)
+            gradients.object = self._scatter(batch, gradients.box)
         if partials[0].spectrum is not None:
             total = partials[0].spectrum.clone()
             for p in partials[1:]:
@@ -283,13 +267,16 @@ class Likelihood:
         return total if len(batch.tilt) > 1 else total.sum(0, keepdim=True)
 
     def _scatter(self, batch: Batch, box: tuple[slice, slice]) -> Tensor:
-        """Sum of the windows' gradients on the touched part of the canvas."""
+        """Sum of the windows' gradients on the touched part of the canvas, in torch's convention."""
         assert batch.object_patches is not None
         transmission = self.model.object.transmission
-        shape = (*transmission.shape[:2], box[0].stop - box[0].start, box[1].stop - box[1].start)
-        canvas = self._shared.take("canvas", shape, transmission).zero_()
-        corners = batch.corners - torch.tensor([box[0].start, box[1].start], device=self.device)
-        add_windows(canvas, batch.object_patches, corners, self._pool, self.workers)
+        rows, columns = (part.indices(side)[:2] for part, side in zip(box, transmission.shape[2:], strict=True))
+        shape = (*transmission.shape[:2], rows[1] - rows[0], columns[1] - columns[0])
+        canvas = self._shared.take("canvas", shape, transmission)
+        corners = batch.corners
+        if rows[0] or columns[0]:
+            corners = corners - torch.tensor([rows[0], columns[0]], device=self.device)
+        self._elementwise.gather_back(canvas, batch.object_patches, corners, self._pool, self.workers)
         return canvas
 
     def _gather(self, space: Workspace, batch: Batch, chunk: slice) -> Tensor:
@@ -314,11 +301,13 @@ class Likelihood:
         return space.take(name, (*shape, size, size), self.model.detector.mask if real else batch.spectrum)
 
 
-def _sum_modes(wave: Tensor, back: Tensor, out: Tensor) -> None:
-    """out = sum over modes of wave * back; wave (b, 1 or states, modes, y, x), back (b, states, modes, y, x), out (b, states, y, x)."""
-    torch.mul(wave[:, :, 0], back[:, :, 0], out=out)
-    for mode in range(1, back.shape[2]):
-        out.addcmul_(wave[:, :, mode], back[:, :, mode])
+def _elementwise_for(device: torch.device, model: Ptychography) -> type[Elementwise]:
+    """Fused kernels on an NVIDIA GPU, if torch came with Triton; plain torch elsewhere."""
+    if device.type != "cuda" or model.object.transmission.dtype != torch.complex64 or not find_spec("triton"):
+        return Elementwise
+    from ptycho.elementwise_triton import FusedElementwise
+
+    return FusedElementwise
 
 
 def _in_order(parts: Iterator[tuple[int, Tensor]]) -> Tensor:

@@ -12,6 +12,7 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
+from ptycho.elementwise import Elementwise
 from ptycho.model import Ptychography
 from ptycho.optics import propagation_phase
 
@@ -123,21 +124,20 @@ def propagation_gradient(model: Ptychography, batch: Batch, chunk: slice, gap: i
     partial.tilts.append((chunk.start, slope * moment))
 
 
-def entrance_gradient(batch: Batch, chunk: slice, ramp: Tensor, entrance: Tensor, back: Tensor, partial: Partial) -> None:
+def entrance_gradient(
+    batch: Batch, chunk: slice, ramp: Tensor, entrance: Tensor, back: Tensor, partial: Partial, elementwise: Elementwise
+) -> None:
     """Probe spectrum: sum of ramp * back; offsets: dL/dd_y = 4 pi sum f_y Im(back * entrance); the probe's variation from both."""
     if batch.wants.offsets:
         moment = _moments((back * entrance).sum((1, 2)).imag, torch.fft.fftfreq(ramp.shape[-1], dtype=ramp.real.dtype, device=ramp.device))
         partial.offsets.append((chunk.start, 4 * math.pi * moment))
-    if partial.spectrum is None and partial.variations is None:
-        return
-    back = back.mul_(ramp[:, None, None])
-    if partial.spectrum is not None:
-        partial.spectrum += back.sum((0, 1))
     varying = batch.varying
     if partial.variations is not None and varying.variations is not None and varying.coefficients is not None:
-        first = back[:, :, : varying.variations.shape[1]].sum(1).flatten(1)
+        first = (back[:, :, : varying.variations.shape[1]].sum(1) * ramp[:, None]).flatten(1)
         partial.coefficients.append((chunk.start, 2 * (first @ varying.variations.flatten(1).mT).real))
         partial.variations += (varying.coefficients[chunk].to(first.dtype).mT @ first).view_as(partial.variations)
+    if partial.spectrum is not None:
+        elementwise.sum_patterns(back, ramp, partial.spectrum)
 
 
 def descan_gradient(model: Ptychography, chunk: slice, product: Tensor, patches: Tensor, partial: Partial) -> None:

@@ -70,7 +70,7 @@ class Patterns:
                 yield index, self.batch(index)
             return
         for index, counts in zip(indices, self._read_ahead(plan), strict=True):
-            yield index, counts.to(self.device)
+            yield index, counts.to(self.device, non_blocking=True)
 
     def batch(self, index: Tensor) -> Tensor:
         """Counts (B, ky, kx) of the positions ``index``, in a buffer that the next call overwrites."""
@@ -96,20 +96,24 @@ class Patterns:
         return sums
 
     def _read_ahead(self, plan: Sequence[NDArray[np.int64]]) -> Iterator[Tensor]:
-        """Each part of the plan, read by a thread while the caller works on the one before."""
-        waiting: deque[Future[NDArray[np.float32]]] = deque()
+        """Each part of the plan, read by a thread while the caller works on the one before; where a GPU fetches it without a halt."""
+        waiting: deque[Future[Tensor]] = deque()
         parts = iter(plan)
         with ThreadPoolExecutor(1, "reader") as reader:
             try:
                 for part in parts:
-                    waiting.append(reader.submit(self._read, part))
+                    waiting.append(reader.submit(self._read_pinned, part))
                     if len(waiting) > _AHEAD:
-                        yield torch.from_numpy(waiting.popleft().result())
+                        yield waiting.popleft().result()
                 while waiting:
-                    yield torch.from_numpy(waiting.popleft().result())
+                    yield waiting.popleft().result()
             finally:
                 for future in waiting:
                     future.cancel()
+
+    def _read_pinned(self, index: NDArray[np.int64]) -> Tensor:
+        patterns = torch.from_numpy(self._read(index))
+        return patterns.pin_memory() if self.device.type == "cuda" else patterns
 
     def _read(self, index: NDArray[np.int64]) -> NDArray[np.float32]:
         seen = self.data.patterns(index)

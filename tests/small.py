@@ -97,6 +97,8 @@ def empty(model: Ptychography) -> Ptychography:
 class Counts:
     """What the solvers ask of Patterns, from a tensor (N, ky, kx) in corner order."""
 
+    resident = False
+
     def __init__(self, counts: Tensor) -> None:
         self.counts, self.shape = counts, tuple(counts.shape[1:])
         self.missing = bool(torch.isnan(counts).any())

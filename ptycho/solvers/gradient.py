@@ -71,6 +71,11 @@ class Nesterov(Step):
         self.mean_phase = constraints.positive_phase.mean_phase_rad if constraints.positive_phase is not None else 0.0
         self.annealed = False
 
+    @property
+    def recordable(self) -> bool:
+        """Object and probe take the same steps in every batch."""
+        return not self.due.refines
+
     def state_dict(self) -> State:
         """Velocities, and what holds for the epoch."""
         own = state_of(self, "velocity", "probe_velocity", "annealed", "memory", "scale")

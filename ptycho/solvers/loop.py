@@ -16,6 +16,7 @@ from ptycho.batches import hilbert_order, stratified_batches
 from ptycho.holdout import Split
 from ptycho.patterns import Patterns
 from ptycho.solvers.judge import Judge, deviances, seen
+from ptycho.solvers.recorded import Recorded
 from ptycho.solvers.state import State, placed, state_of
 from ptycho.solvers.step import Bookmark, Epoch, Step
 from ptycho.solvers.stop import Rescue, Snapshot, Verdict, Watch
@@ -152,11 +153,12 @@ class _Passes:
             if self.cursor is None:
                 step.start_epoch(epoch, self.settings.update.due(epoch))
                 self.cursor = {"batches": 0, "total": torch.zeros((), dtype=torch.float64), "measured": 0}
+            batch = Recorded(step, self.engine, [len(part) for part in plan] if self.patterns.resident else [])
             first = self.cursor["batches"]
             total, measured = self.cursor["total"].to(mask.device), self.cursor["measured"]
             for number, (index, counts) in enumerate(self.patterns.batches(plan[first:]) if plan[first:] else (), first):
                 self.engine.measures = number % _MEASURED_EVERY == 0
-                loss = step.batch(index, counts)
+                loss = batch(index, counts)
                 if self.engine.measures:
                     total = total + (loss - self.least[index].sum())
                     measured += len(index)

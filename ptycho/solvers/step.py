@@ -107,6 +107,11 @@ class Bookmark:
 class Step(Protocol):
     """The changing side of a solver: its state and what it does with a batch. Made anew after a divergence; inherit for the defaults."""
 
+    @property
+    def recordable(self) -> bool:
+        """Whether all batches of this epoch do the same, on the device alone: no numbers that Python counts or looks at."""
+        return False
+
     def start_epoch(self, epoch: int, due: Due) -> None:
         """Called before the batches of an epoch."""
 

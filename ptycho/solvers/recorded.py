@@ -1,0 +1,73 @@
+"""The batches of an epoch as CUDA graphs: recorded once, then launched with a single call each.
+
+A batch is some hundred small kernels. Python takes longer to launch them than the GPU to run them, where a batch has less than about
+128 waves of 128 x 128; a graph is launched in a few microseconds.
+"""
+
+from __future__ import annotations
+
+import logging
+
+import torch
+from torch import Tensor
+
+from ptycho.adjoint import Likelihood
+from ptycho.memory import is_out_of_memory
+from ptycho.solvers.step import Step
+
+logger = logging.getLogger("ptycho")
+
+#: What is recorded serves an epoch; with fewer batches recording takes longer than it saves.
+_LEAST_BATCHES = 16
+
+
+class Recorded:
+    """:meth:`Step.batch` for one epoch, with batches of the given ``sizes``.
+
+    Steps that cannot be recorded, and devices that cannot record, run as they are.
+    ``counts`` must lie at the same place in every call. A kind of batch is recorded at its second time, and not before one of the largest
+    has run: all memory that is allocated once has then been.
+    """
+
+    def __init__(self, step: Step, engine: Likelihood, sizes: list[int]) -> None:
+        self.step, self.engine, self._largest = step, engine, max(sizes, default=0)
+        self._records = engine.device.type == "cuda" and len(sizes) >= _LEAST_BATCHES and step.recordable
+        self._seen: set[tuple[int, bool]] = set()
+        self._graphs: dict[tuple[int, bool], tuple[torch.cuda.CUDAGraph, Tensor, Tensor]] = {}
+        self._stream = torch.cuda.Stream(engine.device) if self._records else None
+
+    def __call__(self, index: Tensor, counts: Tensor) -> Tensor:
+        """The summed loss of the batch before its update, as :meth:`Step.batch` gives it; the next call overwrites it."""
+        kind = (len(index), self.engine.measures)
+        ready = kind in self._seen and any(size == self._largest for size, _ in self._seen)
+        if self._records and ready and kind not in self._graphs:
+            self._record(kind, index, counts)
+        self._seen.add(kind)
+        if kind not in self._graphs:
+            return self.step.batch(index, counts)
+        graph, place, loss = self._graphs[kind]
+        place.copy_(index)
+        graph.replay()
+        return loss
+
+    def _record(self, kind: tuple[int, bool], index: Tensor, counts: Tensor) -> None:
+        assert self._stream is not None
+        graph, place = torch.cuda.CUDAGraph(), index.clone()
+        pool = next((known.pool() for known, _, _ in self._graphs.values()), None)
+        self._stream.wait_stream(torch.cuda.current_stream())
+        try:
+            with torch.cuda.stream(self._stream):
+                # Other threads may copy and save meanwhile.
+                graph.capture_begin(pool, capture_error_mode="thread_local")
+                try:
+                    loss = self.step.batch(place, counts)
+                finally:
+                    graph.capture_end()
+        except RuntimeError as error:
+            if not is_out_of_memory(error):
+                raise
+            self._records = False
+            logger.info("too little memory for CUDA graphs: this epoch's batches are launched one by one")
+            return
+        torch.cuda.current_stream().wait_stream(self._stream)
+        self._graphs[kind] = (graph, place, loss)
