@@ -29,24 +29,26 @@ from ptycho.solvers import Gradient, Updates
 from ptycho.solvers.recorded import Recorded
 from ptycho.start import ModelOptions, start
 
-ELECTRONS = 5e4
+ELECTRONS = 1e4
 
 
 def make(scan: int, pixels: int, modes: int, slices: int) -> Ptychography:
     """A flat start for a scan of scan x scan points."""
-    geometry = Geometry(80.0, 25.0, 0.05 * 128 / pixels, (pixels, pixels), raster_positions_A((scan, scan), (0.43, 0.43)), parse_aberrations({"C10": -100.0}))
+    positions, aberrations = raster_positions_A((scan, scan), (0.43, 0.43)), parse_aberrations({"C10": -100.0})
+    geometry = Geometry(80.0, 25.0, 0.05 * 128 / pixels, (pixels, pixels), positions, aberrations)
     options = ModelOptions(probe_modes=modes, slices=slices, slice_thickness_A=5.0, pad=0)
     return start(geometry, options, ELECTRONS, np.ones((pixels, pixels), bool))
 
 
 class Counts:
-    """Patterns of 8 bits on the device: noise about a disk, which costs what real ones cost."""
+    """Patterns of 8 bits on the device: those of vacuum with noise, which cost what others cost."""
 
     def __init__(self, count: int, pixels: int, device: torch.device) -> None:
-        k = torch.fft.fftfreq(pixels, 1 / pixels, device=device)
-        disk = ((k[:, None] ** 2 + k**2) < (pixels / 6) ** 2).float()
-        mean = (disk + 0.02) * (ELECTRONS / 20 / float(disk.sum()))
-        self.stored = torch.cat([torch.poisson(mean.expand(min(512, count), -1, -1)).clamp_(max=254).to(torch.uint8) for _ in range(0, count, 512)])[:count]
+        model = make(4, pixels, 1, 1).to(device)
+        with torch.no_grad():
+            mean = model(torch.zeros(1, dtype=torch.int64, device=device))
+        blocks = [torch.poisson(mean.expand(512, -1, -1)).clamp_(max=254).to(torch.uint8) for _ in range(0, count, 512)]
+        self.stored = torch.cat(blocks)[:count]
         self.buffer = torch.empty(0, device=device)
 
     def __call__(self, index: torch.Tensor) -> torch.Tensor:
@@ -63,14 +65,15 @@ def passes(model: Ptychography, counts: Counts, batch: int, chunk: int, epochs: 
     solver = Gradient(epochs=epochs, batch=batch, update=Updates(probe=1))
     solver = Gradient(epochs=epochs, batch=batch, update=Updates(probe=1), constraints=solver.constraints_for(engine.loss, model))
     step = solver.step(engine, Split.whole(count), 1.0)
-    order, epoch = np.arange(count), 0
+    order, epoch, run = np.arange(count), 0, None
 
     def one() -> None:
-        nonlocal epoch
+        nonlocal epoch, run
         epoch += 1
         plan = stratified_batches(order, batch, 0, epoch)
         step.start_epoch(epoch, solver.update.due(epoch))
-        run = Recorded(step, engine, [len(part) for part in plan])
+        if run is None or not run.fits(step):
+            run = Recorded(step, engine, [len(part) for part in plan])
         indices = torch.from_numpy(np.concatenate(plan)).to(device).split([len(part) for part in plan])
         total = torch.zeros((), dtype=torch.float64, device=device)
         torch.cuda.set_sync_debug_mode("error")

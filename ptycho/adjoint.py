@@ -33,8 +33,8 @@ from ptycho.kept import Kept
 from ptycho.loss import Loss
 from ptycho.memory import is_out_of_memory
 from ptycho.model import Ptychography
-from ptycho.optics import propagation_phase, shift_ramps
-from ptycho.windows import Workspace, cut_windows, touched_box
+from ptycho.optics import propagation_phase
+from ptycho.windows import Workspace, touched_box
 
 logger = logging.getLogger("ptycho")
 
@@ -57,10 +57,14 @@ class Likelihood:
         self._spaces = [Workspace() for _ in range(self.workers)]
         #: Whether the loss itself is formed; the gradients do not need it.
         self.measures = True
-        self._elementwise = _elementwise_for(self.device, model)(model.detector, loss, missing)
+        self.elementwise = _elementwise_for(self.device, model)(model.detector, loss, missing)
         self._occupancy: list[float] = model.object.occupancy.tolist()
         self._kernels_kept = Kept()
         self._shared = Workspace()
+
+    def places(self) -> list[int]:
+        """Where in memory the buffers lie that serve all batches."""
+        return [place for space in (self._shared, *self._spaces) for place in space.places()]
 
     @property
     def chunk(self) -> int:
@@ -92,8 +96,7 @@ class Likelihood:
         patches = self._shared.take("object", shape, transmission) if wants.object else None
         # The transforms below are not normalised; the factors that make them unitary are in the ramps (1 / size), the kernels and the
         # detector's slope (1 / size^2 each): no pass over a wave is spent on scaling.
-        ramp_y, ramp_x = shift_ramps(offsets, size)
-        ramps, descan = (ramp_y / size, ramp_x), varying.descan_px
+        ramps, descan = self.elementwise.ramps(offsets, size), varying.descan_px
         descan_ramps = None if descan is None else model.detector.descan_ramps(descan)
         batch = Batch(corners, counts, spectrum, ramps, self._kernels(tilt), tilt, patches, wants, varying, descan_ramps)
         while True:
@@ -160,9 +163,8 @@ class Likelihood:
     def _chunk(self, space: Workspace, batch: Batch, chunk: slice, partial: Partial) -> None:
         """Forward through the slices, detector, and back; adds to ``partial`` and to its rows of ``batch.object_patches``."""
         transmission = self.model.object.transmission
-        ramp = torch.mul(batch.ramps[0][chunk], batch.ramps[1][chunk], out=self._take(space, "ramp", batch, chunk))
         patches = self._gather(space, batch, chunk)
-        entrance = self._entrance(space, batch, chunk, ramp)
+        ramp, entrance = self._entrance(space, batch, chunk)
         waves, spectra = self._forward(space, batch, chunk, patches, entrance)
         # A transform into fresh memory is faster than one with out=, which copies.
         back = torch.fft.fft2(self._detect(space, batch, chunk, spectra[-1], partial))
@@ -171,7 +173,7 @@ class Likelihood:
                 self._descan_gradient(batch, chunk, waves[s], back, patches[:, :, s], partial)
             onward = s > 0 or batch.wants.probe or batch.wants.offsets or batch.wants.opr
             total = batch.object_patches[chunk, :, s] if batch.object_patches is not None else None
-            self._elementwise.object_side(waves[s], back, patches[:, :, s], total, onward)
+            self.elementwise.object_side(waves[s], back, patches[:, :, s], total, onward)
             if s == transmission.shape[1] - 1 and batch.descan_ramps is not None and total is not None:
                 # The ramp of the descan is part of the last slice: the object's derivative is without it.
                 total.mul_(batch.descan_ramps[0][chunk, None]).mul_(batch.descan_ramps[1][chunk, None])
@@ -182,22 +184,23 @@ class Likelihood:
                 if batch.wants.propagation:
                     propagation_gradient(self.model, batch, chunk, s - 1, spectra[s - 1], back, partial)
                 back = torch.fft.fft2(back.mul_(self._kernel(batch, chunk, s - 1)))
-        entrance_gradient(batch, chunk, ramp, entrance, back, partial, self._elementwise)
+        entrance_gradient(batch, chunk, ramp, entrance, back, partial, self.elementwise)
 
-    def _entrance(self, space: Workspace, batch: Batch, chunk: slice, ramp: Tensor) -> Tensor:
-        """Spectrum of the wave before the first slice, (b, 1, modes, y, x); the strongest mode may differ from pattern to pattern."""
-        entrance = torch.mul(batch.spectrum, ramp[:, None], out=self._take(space, "entrance", batch, chunk, modes=True))
+    def _entrance(self, space: Workspace, batch: Batch, chunk: slice) -> tuple[Tensor, Tensor]:
+        """Ramp (b, y, x) and spectrum of the wave before the first slice, (b, 1, modes, y, x); the strongest mode may differ between patterns."""
+        ramp, entrance = self._take(space, "ramp", batch, chunk), self._take(space, "entrance", batch, chunk, modes=True)
+        self.elementwise.entrance(batch.spectrum, (batch.ramps[0][chunk], batch.ramps[1][chunk]), ramp, entrance)
         variations, coefficients = batch.varying.variations, batch.varying.coefficients
         if variations is not None and coefficients is not None:
             change = (coefficients[chunk].to(variations.dtype) @ variations.flatten(1)).unflatten(1, variations.shape[1:])
             entrance[:, : variations.shape[1]].addcmul_(change, ramp[:, None])
-        return entrance[:, None]
+        return ramp, entrance[:, None]
 
     def _descan_gradient(self, batch: Batch, chunk: slice, wave: Tensor, back: Tensor, patches: Tensor, partial: Partial) -> None:
         """By the product of wave and derivative behind the last slice, of which the descan's ramp is part."""
         if batch.wants.descan:
             product = torch.empty_like(patches)
-            self._elementwise.object_side(wave, back, patches, product, onward=False)
+            self.elementwise.object_side(wave, back, patches, product, onward=False)
             descan_gradient(self.model, chunk, product, patches, partial)
 
     def _forward(self, space: Workspace, batch: Batch, chunk: slice, patches: Tensor, entrance: Tensor) -> tuple[list[Tensor], list[Tensor]]:
@@ -219,15 +222,15 @@ class Likelihood:
     def _detect(self, space: Workspace, batch: Batch, chunk: slice, exit_wave: Tensor, partial: Partial) -> Tensor:
         """Loss of the chunk; the exit wave is overwritten by d loss / d (exit wave) = slope * conj(exit wave) and returned."""
         weights = [weight / self.model.size**2 for weight in self._occupancy]
-        intensity = self._elementwise.intensity(exit_wave, weights, self._take(space, "intensity", batch, chunk, real=True))
-        slope, value = self._elementwise.slope(intensity, batch.counts[chunk], self.measures)
+        intensity = self.elementwise.intensity(exit_wave, weights, self._take(space, "intensity", batch, chunk, real=True))
+        slope, value = self.elementwise.slope(intensity, batch.counts[chunk], self.measures)
         if value is not None:
             partial.loss += value
         if partial.background is not None:
             partial.background += slope.sum(0)
         if partial.blur is not None:
             partial.blur += blur_gradient(self.model, intensity, self.model.detector.adjoint(slope))
-        return self._elementwise.turn_back(exit_wave, slope, weights)
+        return self.elementwise.turn_back(exit_wave, slope, weights)
 
     def _collect(self, batch: Batch, partials: list[Partial]) -> Gradients:
         """Add up the workers, in their order, and turn d/dz into torch's 2 d/dz*."""
@@ -276,14 +279,14 @@ class Likelihood:
         corners = batch.corners
         if rows[0] or columns[0]:
             corners = corners - torch.tensor([rows[0], columns[0]], device=self.device)
-        self._elementwise.gather_back(canvas, batch.object_patches, corners, self._pool, self.workers)
+        self.elementwise.gather_back(canvas, batch.object_patches, corners, self._pool, self.workers)
         return canvas
 
     def _gather(self, space: Workspace, batch: Batch, chunk: slice) -> Tensor:
         """Object windows of the chunk, (b, states, slices, y, x), the last slice with the ramp of the descan."""
         transmission, size, corners = self.model.object.transmission, self.model.size, batch.corners[chunk]
         out = space.take("patches", (len(corners), *transmission.shape[:2], size, size), transmission)
-        patches = cut_windows(transmission, corners, out)
+        patches = self.elementwise.windows(transmission, corners, out)
         if batch.descan_ramps is not None:
             patches[:, :, -1].mul_(batch.descan_ramps[0][chunk, None]).mul_(batch.descan_ramps[1][chunk, None])
         return patches

@@ -124,9 +124,7 @@ def propagation_gradient(model: Ptychography, batch: Batch, chunk: slice, gap: i
     partial.tilts.append((chunk.start, slope * moment))
 
 
-def entrance_gradient(
-    batch: Batch, chunk: slice, ramp: Tensor, entrance: Tensor, back: Tensor, partial: Partial, elementwise: Elementwise
-) -> None:
+def entrance_gradient(batch: Batch, chunk: slice, ramp: Tensor, entrance: Tensor, back: Tensor, partial: Partial, elementwise: Elementwise) -> None:
     """Probe spectrum: sum of ramp * back; offsets: dL/dd_y = 4 pi sum f_y Im(back * entrance); the probe's variation from both."""
     if batch.wants.offsets:
         moment = _moments((back * entrance).sum((1, 2)).imag, torch.fft.fftfreq(ramp.shape[-1], dtype=ramp.real.dtype, device=ramp.device))

@@ -6,13 +6,26 @@ On an NVIDIA GPU :mod:`ptycho.elementwise_triton` does the same in fewer passes 
 from __future__ import annotations
 
 from concurrent.futures import Executor
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
+from ptycho.constraint.object import normalise
 from ptycho.detector import Detector
 from ptycho.loss import Loss
-from ptycho.windows import add_windows
+from ptycho.optics import shift_ramps
+from ptycho.windows import add_windows, cut_windows
+
+
+@dataclass(frozen=True)
+class Momentum:
+    """Numbers of :meth:`Elementwise.momentum_step`: ``factor`` of the gradient, ``momentum`` mu, ``prior`` per rad of phase (0: none)."""
+
+    factor: float
+    momentum: float
+    prior: float = 0.0
+    pure_phase: bool = False
 
 
 class Elementwise:
@@ -24,6 +37,20 @@ class Elementwise:
     def __init__(self, detector: Detector, loss: Loss, missing: bool = False) -> None:
         self.detector, self.loss, self.missing = detector, loss, missing
         self._masked = bool((detector.mask != 1).any())
+
+    def ramps(self, offsets_px: Tensor, size: int) -> tuple[Tensor, Tensor]:
+        """(b, y, 1) and (b, 1, x): :func:`ptycho.optics.shift_ramps` over ``size``."""
+        ramp_y, ramp_x = shift_ramps(offsets_px, size)
+        return ramp_y / size, ramp_x
+
+    def entrance(self, spectrum: Tensor, ramps: tuple[Tensor, Tensor], ramp: Tensor, out: Tensor) -> None:
+        """``ramp`` (b, y, x) = product of the ``ramps``, ``out`` (b, modes, y, x) = ramp * ``spectrum`` (modes, y, x)."""
+        torch.mul(ramps[0], ramps[1], out=ramp)
+        torch.mul(spectrum, ramp[:, None], out=out)
+
+    def windows(self, canvas: Tensor, corners: Tensor, out: Tensor) -> Tensor:
+        """Windows of ``canvas`` (states, slices, y, x) at ``corners`` (b, 2), in ``out`` (b, states, slices, k, k) where that is faster."""
+        return cut_windows(canvas, corners, out)
 
     def intensity(self, exit_wave: Tensor, weights: list[float], out: Tensor) -> Tensor:
         """sum over states and modes of weight |wave|^2, into ``out`` (b, y, x)."""
@@ -73,3 +100,19 @@ class Elementwise:
     def sum_patterns(self, back: Tensor, ramp: Tensor, total: Tensor) -> None:
         """``total`` (modes, y, x) += sum over patterns and states of ramp * back; ``back`` may be overwritten, ``ramp`` is (b, y, x)."""
         total += back.mul_(ramp[:, None, None]).sum((0, 1))
+
+    def momentum_step(self, leaf: Tensor, velocity: Tensor, gradient: Tensor, scale: Tensor | float, length: Tensor, step: Momentum) -> None:
+        """v <- mu v + z, x <- x - length (z + mu v), z = scale (factor g + slope of the prior); the gradient is overwritten.
+
+        Nesterov, in the form of Sutskever et al. 2013. All complex and of the leaf's shape (layers, y, x) or (..., y, x); ``scale`` (y, x) is real,
+        ``length`` a number on the device.
+        """
+        gradient.mul_(step.factor)
+        if step.prior:
+            # The slope of phase times prior.
+            gradient.add_(leaf, alpha=0.5j * step.prior)
+        gradient.mul_(scale)
+        velocity.mul_(step.momentum).add_(gradient)
+        leaf.sub_(gradient.add_(velocity, alpha=step.momentum).mul_(length))
+        if step.pure_phase:
+            normalise(leaf)

@@ -14,7 +14,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from ptycho.elementwise import Elementwise
+from ptycho.elementwise import Elementwise, Momentum
 
 #: Pixels per program; rows and columns of the canvas per program.
 _BLOCK, _TILE_Y, _TILE_X = 512, 8, 64
@@ -22,6 +22,28 @@ _BLOCK, _TILE_Y, _TILE_X = 512, 8, 64
 
 class FusedElementwise(Elementwise):
     """Waves and slopes as in :class:`Elementwise`, on the GPU, complex64 and one object state."""
+
+    def ramps(self, offsets_px: Tensor, size: int) -> tuple[Tensor, Tensor]:
+        """Both in one launch."""
+        out = torch.empty(2, len(offsets_px), size, dtype=torch.complex64, device=offsets_px.device)
+        block = triton.next_power_of_2(size)
+        _ramps[(len(offsets_px), 2)](offsets_px.contiguous(), torch.view_as_real(out), size, BLOCK=block)
+        return out[0, :, :, None], out[1, :, None, :]
+
+    def entrance(self, spectrum: Tensor, ramps: tuple[Tensor, Tensor], ramp: Tensor, out: Tensor) -> None:
+        """Both products in one pass."""
+        patterns, modes, side, _ = out.shape
+        ramp_y, ramp_x, whole = (torch.view_as_real(each) for each in (*ramps, ramp))
+        _entrance[(triton.cdiv(side * side, _BLOCK), patterns)](
+            torch.view_as_real(spectrum.contiguous()), ramp_y, ramp_x, whole, torch.view_as_real(out), side, modes, BLOCK=_BLOCK
+        )
+
+    def windows(self, canvas: Tensor, corners: Tensor, out: Tensor) -> Tensor:
+        """In ``out``, in one launch."""
+        layers, (height, width), size = canvas.shape[0] * canvas.shape[1], canvas.shape[2:], out.shape[-1]
+        grid = (triton.cdiv(size * size, _BLOCK), layers, len(corners))
+        _windows[grid](torch.view_as_real(canvas), corners, torch.view_as_real(out), layers, height, width, size, BLOCK=_BLOCK)
+        return out
 
     def intensity(self, exit_wave: Tensor, weights: list[float], out: Tensor) -> Tensor:
         """One reading of the waves."""
@@ -91,6 +113,19 @@ class FusedElementwise(Elementwise):
         pixels, block = side * side, 128
         grid = (triton.cdiv(pixels, block), modes)
         _sum_patterns[grid](torch.view_as_real(back), torch.view_as_real(ramp), torch.view_as_real(total), patterns, pixels, modes, BLOCK=block)
+
+    def momentum_step(self, leaf: Tensor, velocity: Tensor, gradient: Tensor, scale: Tensor | float, length: Tensor, step: Momentum) -> None:
+        """One pass."""
+        if not (leaf.is_contiguous() and velocity.is_contiguous() and gradient.is_contiguous()):
+            super().momentum_step(leaf, velocity, gradient, scale, length, step)
+            return
+        pixels = leaf.shape[-1] * leaf.shape[-2]
+        factor, scales = (step.factor, scale) if isinstance(scale, Tensor) else (step.factor * scale, length)
+        _momentum_step[(triton.cdiv(pixels, _BLOCK), leaf.numel() // pixels)](
+            torch.view_as_real(leaf), torch.view_as_real(velocity), torch.view_as_real(gradient), scales, length, factor, step.momentum,
+            0.5 * step.prior * (1 if isinstance(scale, Tensor) else scale), pixels,
+            SCALES=isinstance(scale, Tensor), PURE=step.pure_phase, BLOCK=_BLOCK,
+        )  # fmt: skip
 
 
 @triton.jit
@@ -185,9 +220,7 @@ def _turn_back(wave, slope, width, modes, weight, side, centre, TAPS: tl.constex
 
 
 @triton.jit
-def _object_side(
-    wave, back, patches, patch_step, total, total_step, pixels, modes, TOTAL: tl.constexpr, ONWARD: tl.constexpr, BLOCK: tl.constexpr
-):
+def _object_side(wave, back, patches, patch_step, total, total_step, pixels, modes, TOTAL: tl.constexpr, ONWARD: tl.constexpr, BLOCK: tl.constexpr):
     at = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
     pattern = tl.program_id(1).to(tl.int64)
     inside = at < pixels
@@ -241,3 +274,70 @@ def _sum_patterns(back, ramp, total, patterns, pixels, modes, BLOCK: tl.constexp
         real += ramp_real * back_real - ramp_imaginary * back_imaginary
         imaginary += ramp_real * back_imaginary + ramp_imaginary * back_real
     _store(total + 2 * mode * pixels, at, inside, real, imaginary)
+
+
+@triton.jit
+def _ramps(offsets, out, size, BLOCK: tl.constexpr):
+    pattern, axis = tl.program_id(0).to(tl.int64), tl.program_id(1)
+    at = tl.arange(0, BLOCK)
+    frequency = tl.where(at < (size + 1) // 2, at, at - size).to(tl.float32) / size
+    angle = -6.283185307179586 * frequency * tl.load(offsets + 2 * pattern + axis)
+    # The factor 1 / size belongs to the ramp along y.
+    modulus = tl.where(axis == 0, 1.0 / size, 1.0)
+    _store(out + 2 * (axis * tl.num_programs(0) + pattern) * size, at, at < size, modulus * tl.cos(angle), modulus * tl.sin(angle))
+
+
+@triton.jit
+def _entrance(spectrum, ramp_y, ramp_x, ramp, out, size, modes, BLOCK: tl.constexpr):
+    at = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
+    pattern = tl.program_id(1).to(tl.int64)
+    pixels = size * size
+    inside = at < pixels
+    y_real, y_imaginary = _load(ramp_y + 2 * pattern * size, at // size, inside)
+    x_real, x_imaginary = _load(ramp_x + 2 * pattern * size, at % size, inside)
+    turn_real = y_real * x_real - y_imaginary * x_imaginary
+    turn_imaginary = y_real * x_imaginary + y_imaginary * x_real
+    _store(ramp + 2 * pattern * pixels, at, inside, turn_real, turn_imaginary)
+    for mode in range(modes):
+        real, imaginary = _load(spectrum + 2 * mode * pixels, at, inside)
+        place = out + 2 * (pattern * modes + mode) * pixels
+        _store(place, at, inside, turn_real * real - turn_imaginary * imaginary, turn_real * imaginary + turn_imaginary * real)
+
+
+@triton.jit
+def _windows(canvas, corners, out, layers, height, width, size, BLOCK: tl.constexpr):
+    at = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
+    layer, window = tl.program_id(1).to(tl.int64), tl.program_id(2).to(tl.int64)
+    inside = at < size * size
+    y, x = tl.load(corners + 2 * window) + at // size, tl.load(corners + 2 * window + 1) + at % size
+    real, imaginary = _load(canvas + 2 * layer * height * width, y * width + x, inside)
+    _store(out + 2 * (window * layers + layer) * size * size, at, inside, real, imaginary)
+
+
+@triton.jit
+def _momentum_step(
+    leaf, velocity, gradient, scales, length, factor, momentum, prior, pixels, SCALES: tl.constexpr, PURE: tl.constexpr, BLOCK: tl.constexpr
+):
+    at = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
+    first = 2 * tl.program_id(1).to(tl.int64) * pixels
+    inside = at < pixels
+    real, imaginary = _load(leaf + first, at, inside)
+    slope_real, slope_imaginary = _load(gradient + first, at, inside)
+    slope_real = factor * slope_real - prior * imaginary
+    slope_imaginary = factor * slope_imaginary + prior * real
+    if SCALES:
+        scale = tl.load(scales + at, mask=inside, other=0.0)
+        slope_real *= scale
+        slope_imaginary *= scale
+    moving_real, moving_imaginary = _load(velocity + first, at, inside)
+    moving_real = momentum * moving_real + slope_real
+    moving_imaginary = momentum * moving_imaginary + slope_imaginary
+    _store(velocity + first, at, inside, moving_real, moving_imaginary)
+    step = tl.load(length)
+    real -= step * (slope_real + momentum * moving_real)
+    imaginary -= step * (slope_imaginary + momentum * moving_imaginary)
+    if PURE:
+        turn = 1.0 / tl.sqrt(tl.maximum(real * real + imaginary * imaginary, 1e-20))
+        real *= turn
+        imaginary *= turn
+    _store(leaf + first, at, inside, real, imaginary)

@@ -25,6 +25,10 @@ class Workspace:
             held = self._buffers[name] = torch.empty(count, dtype=like.dtype, device=like.device)
         return held[:count].view(shape)
 
+    def places(self) -> list[int]:
+        """Addresses of the buffers."""
+        return [buffer.data_ptr() for buffer in self._buffers.values()]
+
 
 def touched_box(corners: Tensor, size: int, shape: torch.Size) -> tuple[slice, slice]:
     """Rows and columns of a canvas (..., y, x) that windows at ``corners`` (N, 2) cover; all of it where asking would stall the device."""

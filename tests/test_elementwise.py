@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from ptycho.detector import Detector
-from ptycho.elementwise import Elementwise
+from ptycho.elementwise import Elementwise, Momentum
 from ptycho.loss import Loss
 
 pytest.importorskip("triton", reason="no Triton here")
@@ -96,4 +96,34 @@ def test_sum_patterns() -> None:
         total = start.clone()
         each.sum_patterns(back.clone(), ramp, total)
         found.append(total)
+    assert close(*found)
+
+
+def test_ramps_and_entrance() -> None:
+    offsets = torch.rand(PATTERNS, 2, generator=torch.Generator().manual_seed(0)).to(DEVICE) - 0.5
+    spectrum, found = waves(MODES), []
+    for each in pair(LOSSES[0]):
+        ramp, out = torch.empty_like(waves(PATTERNS)), torch.empty_like(waves(PATTERNS, MODES))
+        ramps = each.ramps(offsets, SIDE)
+        each.entrance(spectrum, (ramps[0][1:], ramps[1][1:]), ramp[1:], out[1:])
+        found.append(torch.cat([ramp[1:].flatten(), out[1:].flatten()]))
+    assert close(*found)
+
+
+def test_windows() -> None:
+    canvas = torch.randn(2, 3, 40, 33, dtype=torch.complex64, generator=torch.Generator().manual_seed(0)).to(DEVICE)
+    corners = torch.tensor([[0, 0], [22, 15], [7, 3]], device=DEVICE)
+    plain, fused = (each.windows(canvas, corners, torch.empty(3, 2, 3, SIDE, SIDE, dtype=torch.complex64, device=DEVICE)) for each in pair(LOSSES[0]))
+    assert torch.equal(plain, fused)
+
+
+@pytest.mark.parametrize("numbers", [Momentum(0.3, 0.9), Momentum(0.3, 0.9, 5.0, True)], ids=["probe", "object"])
+@pytest.mark.parametrize("scaled", [True, False])
+def test_momentum_step(numbers: Momentum, scaled: bool) -> None:
+    scale = waves().abs() if scaled else 0.7
+    length, found = torch.tensor(0.2, device=DEVICE), []
+    for each in pair(LOSSES[0]):
+        leaf, velocity, gradient = waves(1, 2, seed=1), waves(1, 2, seed=2), waves(1, 2, seed=3)
+        each.momentum_step(leaf, velocity, gradient, scale, length, numbers)
+        found.append(torch.cat([leaf.flatten(), velocity.flatten()]))
     assert close(*found)

@@ -68,6 +68,7 @@ def test_no_batch_waits_for_the_device(slices):
     engine = Likelihood(model, Loss("amplitude"))
     step = SOLVER.step(engine, Split.whole(len(counts)), 1.0)
     step.start_epoch(1, SOLVER.update.due(1))
+    torch.cuda.synchronize()
     run = recorded.Recorded(step, engine, [8] * 20)
     index, seen = torch.arange(8, device="cuda"), counts[:8].clone()
     torch.cuda.synchronize()

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from ptycho.adjoint import Likelihood, likelihood
-from ptycho.constraint import normalise
+from ptycho.elementwise import Momentum
 from ptycho.errors import RecipeError
 from ptycho.holdout import Split
 from ptycho.solvers.base import Due, Settings, Step
@@ -70,6 +70,9 @@ class Nesterov(Step):
         self.pure_phase = constraints.pure_phase is not None
         self.mean_phase = constraints.positive_phase.mean_phase_rad if constraints.positive_phase is not None else 0.0
         self.annealed = False
+        # At the same place in all epochs, for what is recorded.
+        self.scale = torch.zeros_like(self.velocity[0, 0].real)
+        self.pace = torch.zeros((), dtype=self.scale.dtype, device=engine.device)
 
     @property
     def recordable(self) -> bool:
@@ -78,7 +81,7 @@ class Nesterov(Step):
 
     def state_dict(self) -> State:
         """Velocities, and what holds for the epoch."""
-        own = state_of(self, "velocity", "probe_velocity", "annealed", "memory", "scale")
+        own = state_of(self, "velocity", "probe_velocity", "annealed", "memory", "scale", "pace")
         return {"own": own, "refinement": self.refinement.state_dict()}
 
     def load_state_dict(self, state: State, due: Due) -> None:
@@ -100,40 +103,30 @@ class Nesterov(Step):
         self.memory = s.memory[0] ** (1 - progress) * s.memory[1] ** progress
         light = self.model.illumination(self.train)
         # Patterns per pass over the patterns in a batch, times the batch's share of the light, is one pass: the batch size cancels.
-        self.scale = self.engine.loss.natural_step / (light + s.illumination_floor * light.max()) / self.model.object.transmission.shape[1]
+        slices = self.model.object.transmission.shape[1]
+        self.scale.copy_(self.engine.loss.natural_step / (light + s.illumination_floor * light.max()) / slices)
+        # The natural step of a batch is 1 / (its share of the light); a step that averages `memory` passes is that times share / memory.
+        # Slices that move together take S steps at once, those that move against each other one: the latter are to keep up.
+        self.pace.fill_(slices / self.memory)
 
     @torch.no_grad()
     def batch(self, index: Tensor, counts: Tensor) -> Tensor:
         """One step on the object, the probe, and whatever else is due."""
         s, model, due = self.settings, self.model, self.due
         share = len(index) / len(self.train)
-        # The natural step of a batch is 1 / (its share of the light); a step that averages `memory` passes is that times share / memory.
-        # Slices that move together take S steps at once, those that move against each other one: the latter are to keep up.
-        slices = model.object.transmission.shape[1]
-        step = min(1.0, share * slices / self.memory) * (1 - s.momentum) * self.factor
+        length = (self.pace * share).clamp_(max=1.0).mul_((1 - s.momentum) * self.factor)
         found, _, spectrum = self.refinement.gradients(self.engine, index, counts, due)
+        step = self.engine.elementwise.momentum_step
         if found.object is not None:
-            self._step_object(found.object.mul_(0.5 / share), found.box, step)
+            prior = 1 / self.mean_phase if self.mean_phase > 0 else 0.0
+            leaf, velocity = (each[..., found.box[0], found.box[1]] for each in (model.object.transmission.data, self.velocity))
+            step(leaf, velocity, found.object, self.scale[found.box], length, Momentum(0.5 / share, s.momentum, prior, self.pure_phase))
         if due.probe and found.spectrum is not None:
-            gradient = model.probe.pull_back(found.spectrum).mul_(0.5 * self.engine.loss.natural_step / len(index))
-            self.probe_velocity.mul_(s.momentum).add_(gradient)
-            model.probe.wave.data.add_(gradient.add_(self.probe_velocity, alpha=s.momentum), alpha=-step * s.probe_step)
+            gradient = model.probe.pull_back(found.spectrum)
+            natural = 0.5 * self.engine.loss.natural_step / len(index)
+            step(model.probe.wave.data, self.probe_velocity, gradient, 1.0, length * s.probe_step, Momentum(natural, s.momentum))
         self.refinement.step(index, found, spectrum, due)
         return found.loss
-
-    def _step_object(self, gradient: Tensor, box: tuple[slice, slice], step: float) -> None:
-        """v <- mu v + z, O <- O - step (z + mu v), on the touched part of the canvas (Nesterov, in the form of Sutskever et al. 2013)."""
-        s, (rows, columns) = self.settings, box
-        transmission = self.model.object.transmission.data[..., rows, columns]
-        velocity = self.velocity[..., rows, columns]
-        if self.mean_phase > 0:
-            # The slope of phase / mean_phase, the prior of the positive phase.
-            gradient.add_(transmission, alpha=0.5j / self.mean_phase)
-        gradient.mul_(self.scale[rows, columns])
-        velocity.mul_(s.momentum).add_(gradient)
-        transmission.add_(gradient.add_(velocity, alpha=s.momentum), alpha=-step)
-        if self.pure_phase:
-            normalise(transmission)
 
 
 class TorchOptimizer(Step):

@@ -144,6 +144,7 @@ class _Passes:
         self.sample = [self.order[few]]
         #: Where the next pass begins, if it is not at the beginning.
         self.cursor: State | None = None
+        self.recorded: Recorded | None = None
 
     def __call__(self, step: Step, epoch: int, after_batch: Callable[[], None]) -> float:
         """All batches, then the constraints; the deviance per pixel, on the way."""
@@ -153,12 +154,13 @@ class _Passes:
             if self.cursor is None:
                 step.start_epoch(epoch, self.settings.update.due(epoch))
                 self.cursor = {"batches": 0, "total": torch.zeros((), dtype=torch.float64), "measured": 0}
-            batch = Recorded(step, self.engine, [len(part) for part in plan] if self.patterns.resident else [])
+            if self.recorded is None or not self.recorded.fits(step):
+                self.recorded = Recorded(step, self.engine, [len(part) for part in plan] if self.patterns.resident else [])
             first = self.cursor["batches"]
             total, measured = self.cursor["total"].to(mask.device), self.cursor["measured"]
             for number, (index, counts) in enumerate(self.patterns.batches(plan[first:]) if plan[first:] else (), first):
                 self.engine.measures = number % _MEASURED_EVERY == 0
-                loss = batch(index, counts)
+                loss = self.recorded(index, counts)
                 if self.engine.measures:
                     total = total + (loss - self.least[index].sum())
                     measured += len(index)

@@ -1,4 +1,4 @@
-"""The batches of an epoch as CUDA graphs: recorded once, then launched with a single call each.
+"""A solver's batches as CUDA graphs: recorded once, then launched with a single call each.
 
 A batch is some hundred small kernels. Python takes longer to launch them than the GPU to run them, where a batch has less than about
 128 waves of 128 x 128; a graph is launched in a few microseconds.
@@ -13,20 +13,20 @@ from torch import Tensor
 
 from ptycho.adjoint import Likelihood
 from ptycho.memory import is_out_of_memory
+from ptycho.solvers.state import tensors_in
 from ptycho.solvers.step import Step
 
 logger = logging.getLogger("ptycho")
 
-#: What is recorded serves an epoch; with fewer batches recording takes longer than it saves.
+#: With fewer batches a pass recording takes longer than it saves.
 _LEAST_BATCHES = 16
 
 
 class Recorded:
-    """:meth:`Step.batch` for one epoch, with batches of the given ``sizes``.
+    """:meth:`Step.batch` for batches of the given ``sizes``, until :meth:`fits` says that something has changed.
 
-    Steps that cannot be recorded, and devices that cannot record, run as they are.
-    ``counts`` must lie at the same place in every call. A kind of batch is recorded at its second time, and not before one of the largest
-    has run: all memory that is allocated once has then been.
+    Steps that cannot be recorded, and devices that cannot record, run as they are. ``counts`` must lie at the same place in every call.
+    A kind of batch is recorded at its second time, and not before one of the largest has run: all memory that is allocated once has then been.
     """
 
     def __init__(self, step: Step, engine: Likelihood, sizes: list[int]) -> None:
@@ -35,6 +35,12 @@ class Recorded:
         self._seen: set[tuple[int, bool]] = set()
         self._graphs: dict[tuple[int, bool], tuple[torch.cuda.CUDAGraph, Tensor, Tensor]] = {}
         self._stream = torch.cuda.Stream(engine.device) if self._records else None
+        self._due, self._places = step.due, list[int]()
+
+    def fits(self, step: Step) -> bool:
+        """Whether the graphs are still those of this step: what it updates is the same, and lies where it did."""
+        same = self.step is step and self._due == step.due
+        return same and (not self._graphs or self._places == self._now())
 
     def __call__(self, index: Tensor, counts: Tensor) -> Tensor:
         """The summed loss of the batch before its update, as :meth:`Step.batch` gives it; the next call overwrites it."""
@@ -49,6 +55,12 @@ class Recorded:
         place.copy_(index)
         graph.replay()
         return loss
+
+    def _now(self) -> list[int]:
+        """Where all lies that a graph reads and writes."""
+        model = self.engine.model
+        held = [*model.parameters(), *model.buffers(), *tensors_in(self.step.state_dict())]
+        return [tensor.data_ptr() for tensor in held] + self.engine.places()
 
     def _record(self, kind: tuple[int, bool], index: Tensor, counts: Tensor) -> None:
         assert self._stream is not None
@@ -71,3 +83,4 @@ class Recorded:
             return
         torch.cuda.current_stream().wait_stream(self._stream)
         self._graphs[kind] = (graph, place, loss)
+        self._places = self._now()

@@ -22,6 +22,14 @@ def set_state(record: Any, state: State, device: torch.device) -> None:
         setattr(record, name, placed(value, device))
 
 
+def tensors_in(value: Any) -> list[Tensor]:
+    """All tensors of a tree, in its order."""
+    if isinstance(value, Tensor):
+        return [value]
+    items = value.values() if isinstance(value, dict) else value if isinstance(value, (list, tuple)) else ()
+    return [tensor for item in items for tensor in tensors_in(item)]
+
+
 def placed(value: Any, device: torch.device) -> Any:
     """``value`` with all tensors in it on ``device``."""
     if isinstance(value, Tensor):

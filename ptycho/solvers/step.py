@@ -107,6 +107,9 @@ class Bookmark:
 class Step(Protocol):
     """The changing side of a solver: its state and what it does with a batch. Made anew after a divergence; inherit for the defaults."""
 
+    #: What is updated in the present epoch.
+    due: Due
+
     @property
     def recordable(self) -> bool:
         """Whether all batches of this epoch do the same, on the device alone: no numbers that Python counts or looks at."""
