@@ -59,7 +59,8 @@ class Gradients:
     """Loss of a batch and its derivatives, torch's convention (2 dL/dz* for complex leaves); None where not wanted.
 
     ``object`` (states, slices, h, w) covers the part ``box`` (rows, columns) of the canvas that the batch touches and lies in a buffer
-    which the next batch overwrites; ``spectrum`` (modes, y, x) of the probe, ``offsets`` (B, 2) per pixel, ``tilt`` (B or 1, 2) per rad,
+    which the next batch overwrites; where that is the whole canvas ``bounds`` (4,) may tell on the device what is touched (first row and
+    column, those behind the last); ``spectrum`` (modes, y, x) of the probe, ``offsets`` (B, 2) per pixel, ``tilt`` (B or 1, 2) per rad,
     ``thickness`` (slices,) per Å, ``background`` shaped as the detector's, ``blur`` (1,) per squared pixel, ``descan`` (B, 2) per detector
     pixel, ``coefficients`` (B, k) and ``variations`` (k, source modes, y, x).
     """
@@ -67,6 +68,7 @@ class Gradients:
     loss: Tensor
     box: tuple[slice, slice] = (slice(None), slice(None))
     object: Tensor | None = None
+    bounds: Tensor | None = None
     spectrum: Tensor | None = None
     offsets: Tensor | None = None
     tilt: Tensor | None = None

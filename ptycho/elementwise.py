@@ -20,12 +20,17 @@ from ptycho.windows import add_windows, cut_windows
 
 @dataclass(frozen=True)
 class Momentum:
-    """Numbers of :meth:`Elementwise.momentum_step`: ``factor`` of the gradient, ``momentum`` mu, ``prior`` per rad of phase (0: none)."""
+    """Numbers of :meth:`Elementwise.momentum_step`.
 
+    ``length`` (on the device), ``factor`` of the gradient, ``momentum`` mu, ``prior`` per rad of phase (0: none). Outside of the ``bounds`` of :meth:`Elementwise.bounds` nothing moves.
+    """
+
+    length: Tensor
     factor: float
     momentum: float
     prior: float = 0.0
     pure_phase: bool = False
+    bounds: Tensor | None = None
 
 
 class Elementwise:
@@ -97,15 +102,18 @@ class Elementwise:
         add_windows(canvas.zero_(), windows, corners, pool, workers)
         canvas.conj_physical_().mul_(2)
 
+    def bounds(self, corners: Tensor, size: int) -> Tensor | None:
+        """First row and column that windows at ``corners`` (b, 2) touch, and those behind the last, (4,); None where the box is known."""
+        return None
+
     def sum_patterns(self, back: Tensor, ramp: Tensor, total: Tensor) -> None:
         """``total`` (modes, y, x) += sum over patterns and states of ramp * back; ``back`` may be overwritten, ``ramp`` is (b, y, x)."""
         total += back.mul_(ramp[:, None, None]).sum((0, 1))
 
-    def momentum_step(self, leaf: Tensor, velocity: Tensor, gradient: Tensor, scale: Tensor | float, length: Tensor, step: Momentum) -> None:
-        """v <- mu v + z, x <- x - length (z + mu v), z = scale (factor g + slope of the prior); the gradient is overwritten.
+    def momentum_step(self, leaf: Tensor, velocity: Tensor, gradient: Tensor, scale: Tensor | float, step: Momentum) -> None:
+        """v <- mu v + z, x <- x - step.length (z + mu v), z = scale (factor g + slope of the prior); the gradient is overwritten.
 
-        Nesterov, in the form of Sutskever et al. 2013. All complex and of the leaf's shape (layers, y, x) or (..., y, x); ``scale`` (y, x) is real,
-        ``length`` a number on the device.
+        Nesterov, in the form of Sutskever et al. 2013. All complex and of the leaf's shape (layers, y, x) or (..., y, x); ``scale`` (y, x) is real.
         """
         gradient.mul_(step.factor)
         if step.prior:
@@ -113,6 +121,6 @@ class Elementwise:
             gradient.add_(leaf, alpha=0.5j * step.prior)
         gradient.mul_(scale)
         velocity.mul_(step.momentum).add_(gradient)
-        leaf.sub_(gradient.add_(velocity, alpha=step.momentum).mul_(length))
+        leaf.sub_(gradient.add_(velocity, alpha=step.momentum).mul_(step.length))
         if step.pure_phase:
             normalise(leaf)

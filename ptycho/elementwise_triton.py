@@ -110,21 +110,30 @@ class FusedElementwise(Elementwise):
         if states > 1:
             super().sum_patterns(back, ramp, total)
             return
-        pixels, block = side * side, 128
+        pixels, block = side * side, 64
         grid = (triton.cdiv(pixels, block), modes)
-        _sum_patterns[grid](torch.view_as_real(back), torch.view_as_real(ramp), torch.view_as_real(total), patterns, pixels, modes, BLOCK=block)
+        _sum_patterns[grid](
+            torch.view_as_real(back), torch.view_as_real(ramp), torch.view_as_real(total), patterns, pixels, modes, BLOCK=block, num_warps=2
+        )
 
-    def momentum_step(self, leaf: Tensor, velocity: Tensor, gradient: Tensor, scale: Tensor | float, length: Tensor, step: Momentum) -> None:
+    def bounds(self, corners: Tensor, size: int) -> Tensor | None:
+        """In one launch."""
+        out = torch.empty(4, dtype=torch.int32, device=corners.device)
+        _bounds[(1,)](corners, out, len(corners), size, BLOCK=triton.next_power_of_2(len(corners)))
+        return out
+
+    def momentum_step(self, leaf: Tensor, velocity: Tensor, gradient: Tensor, scale: Tensor | float, step: Momentum) -> None:
         """One pass."""
         if not (leaf.is_contiguous() and velocity.is_contiguous() and gradient.is_contiguous()):
-            super().momentum_step(leaf, velocity, gradient, scale, length, step)
+            super().momentum_step(leaf, velocity, gradient, scale, step)
             return
-        pixels = leaf.shape[-1] * leaf.shape[-2]
-        factor, scales = (step.factor, scale) if isinstance(scale, Tensor) else (step.factor * scale, length)
-        _momentum_step[(triton.cdiv(pixels, _BLOCK), leaf.numel() // pixels)](
-            torch.view_as_real(leaf), torch.view_as_real(velocity), torch.view_as_real(gradient), scales, length, factor, step.momentum,
-            0.5 * step.prior * (1 if isinstance(scale, Tensor) else scale), pixels,
-            SCALES=isinstance(scale, Tensor), PURE=step.pure_phase, BLOCK=_BLOCK,
+        height, width = leaf.shape[-2:]
+        varies, bounded = isinstance(scale, Tensor), step.bounds is not None
+        common = 1.0 if isinstance(scale, Tensor) else scale
+        _momentum_step[(triton.cdiv(height * width, _BLOCK), leaf.numel() // (height * width))](
+            torch.view_as_real(leaf), torch.view_as_real(velocity), torch.view_as_real(gradient), scale if varies else step.length,
+            step.bounds if bounded else step.length, step.length, common * step.factor, step.momentum, common * 0.5 * step.prior, height, width,
+            VARIES=varies, BOUNDED=bounded, PURE=step.pure_phase, BLOCK=_BLOCK,
         )  # fmt: skip
 
 
@@ -268,7 +277,7 @@ def _sum_patterns(back, ramp, total, patterns, pixels, modes, BLOCK: tl.constexp
     mode = tl.program_id(1).to(tl.int64)
     inside = at < pixels
     real, imaginary = _load(total + 2 * mode * pixels, at, inside)
-    for pattern in range(patterns):
+    for pattern in tl.range(0, patterns, loop_unroll_factor=4):
         back_real, back_imaginary = _load(back + 2 * (pattern * modes + mode) * pixels, at, inside)
         ramp_real, ramp_imaginary = _load(ramp + 2 * pattern * pixels, at, inside)
         real += ramp_real * back_real - ramp_imaginary * back_imaginary
@@ -315,17 +324,31 @@ def _windows(canvas, corners, out, layers, height, width, size, BLOCK: tl.conste
 
 
 @triton.jit
+def _bounds(corners, out, count, size, BLOCK: tl.constexpr):
+    window = tl.arange(0, BLOCK)
+    inside = window < count
+    for axis in tl.static_range(2):
+        corner = tl.load(corners + 2 * window + axis, mask=inside, other=0).to(tl.int32)
+        tl.store(out + axis, tl.min(tl.where(inside, corner, 2147483647)))
+        tl.store(out + 2 + axis, tl.max(tl.where(inside, corner, -2147483647)) + size)
+
+
+@triton.jit
 def _momentum_step(
-    leaf, velocity, gradient, scales, length, factor, momentum, prior, pixels, SCALES: tl.constexpr, PURE: tl.constexpr, BLOCK: tl.constexpr
-):
+    leaf, velocity, gradient, scales, bounds, length, factor, momentum, prior, height, width,
+    VARIES: tl.constexpr, BOUNDED: tl.constexpr, PURE: tl.constexpr, BLOCK: tl.constexpr,
+):  # fmt: skip
     at = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
-    first = 2 * tl.program_id(1).to(tl.int64) * pixels
-    inside = at < pixels
+    first = 2 * tl.program_id(1).to(tl.int64) * height * width
+    inside = at < height * width
+    if BOUNDED:
+        y, x = at // width, at % width
+        inside &= (y >= tl.load(bounds)) & (x >= tl.load(bounds + 1)) & (y < tl.load(bounds + 2)) & (x < tl.load(bounds + 3))
     real, imaginary = _load(leaf + first, at, inside)
     slope_real, slope_imaginary = _load(gradient + first, at, inside)
     slope_real = factor * slope_real - prior * imaginary
     slope_imaginary = factor * slope_imaginary + prior * real
-    if SCALES:
+    if VARIES:
         scale = tl.load(scales + at, mask=inside, other=0.0)
         slope_real *= scale
         slope_imaginary *= scale

@@ -62,7 +62,7 @@ class Probe(nn.Module):
         self.variations = nn.Parameter(wave.new_zeros(opr_modes, *wave.shape[-2:]))
         self.coefficients = nn.Parameter(torch.zeros(0, opr_modes, dtype=real, device=wave.device))
         self.source_order = source_order(source_A, 2 * self.width_invA)
-        self._correction_kept, self._source_kept = Kept(), Kept()
+        self._correction_kept, self._pull_back_kept, self._source_kept = Kept(), Kept(), Kept()
 
     @property
     def source_A(self) -> float:
@@ -129,8 +129,9 @@ class Probe(nn.Module):
         if len(self.source_A2):
             factors = self.source_factors()
             gradient = (gradient.unflatten(0, (-1, len(factors))) * factors).sum(1)
-        turned = gradient if len(self.chi) == 0 else gradient * self._correction().conj()
-        return torch.fft.ifft2(turned * self.aperture, norm="ortho")
+        correction, aperture = self.correction_A, self.aperture
+        passes = aperture if len(self.chi) == 0 else self._pull_back_kept(lambda: self._phase_factor().conj() * aperture, correction, aperture)
+        return torch.fft.ifft2(gradient * passes, norm="ortho")
 
     def source_factors(self) -> Tensor:
         """Real (source modes, y, x), see :func:`ptycho.source.source_factors`; only where there is a source."""

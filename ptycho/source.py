@@ -22,7 +22,9 @@ _PER_ORDER = 0.09
 
 def source_order(sigma_A: float, radius_invA: float) -> int:
     """Highest total order that a source of ``sigma_A`` needs behind an aperture of ``radius_invA``, at least 1."""
-    return min(max(1, math.ceil(sigma_A * radius_invA / _PER_ORDER)), _MOST_ORDERS)
+    orders = sigma_A * radius_invA / _PER_ORDER
+    # A run that diverges is told so when the pass is over, not here.
+    return min(max(1, math.ceil(orders)), _MOST_ORDERS) if math.isfinite(orders) else 1
 
 
 def source_modes(order: int) -> int:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+from dataclasses import replace
+from typing import Any
 
 import pytest
 import torch
@@ -117,13 +119,22 @@ def test_windows() -> None:
     assert torch.equal(plain, fused)
 
 
-@pytest.mark.parametrize("numbers", [Momentum(0.3, 0.9), Momentum(0.3, 0.9, 5.0, True)], ids=["probe", "object"])
+@pytest.mark.parametrize("numbers", [{}, {"prior": 5.0, "pure_phase": True}, {"bounds": (2, 3, 12, 17)}], ids=["probe", "object", "bounded"])
 @pytest.mark.parametrize("scaled", [True, False])
-def test_momentum_step(numbers: Momentum, scaled: bool) -> None:
-    scale = waves().abs() if scaled else 0.7
-    length, found = torch.tensor(0.2, device=DEVICE), []
-    for each in pair(LOSSES[0]):
-        leaf, velocity, gradient = waves(1, 2, seed=1), waves(1, 2, seed=2), waves(1, 2, seed=3)
-        each.momentum_step(leaf, velocity, gradient, scale, length, numbers)
-        found.append(torch.cat([leaf.flatten(), velocity.flatten()]))
-    assert close(*found)
+def test_momentum_step(numbers: dict[str, Any], scaled: bool) -> None:
+    numbers = dict(numbers)
+    bounds, scale = numbers.pop("bounds", None), waves().abs() if scaled else 0.7
+    plain, fused = pair(LOSSES[0])
+    start = [waves(1, 2, seed=seed) for seed in (1, 2, 3)]
+    expected, found = ([leaf.clone() for leaf in start] for _ in range(2))
+    step = Momentum(torch.tensor(0.2, device=DEVICE), 0.3, 0.9, **numbers)
+    part = (..., slice(None), slice(None)) if bounds is None else (..., slice(bounds[0], bounds[2]), slice(bounds[1], bounds[3]))
+    plain.momentum_step(*(leaf[part] for leaf in expected), scale[part] if scaled else scale, step)
+    edges = None if bounds is None else torch.tensor(bounds, dtype=torch.int32, device=DEVICE)
+    fused.momentum_step(*found, scale, replace(step, bounds=edges))
+    assert close(expected[0], found[0]) and close(expected[1], found[1])
+
+
+def test_bounds() -> None:
+    corners = torch.tensor([[4, 9], [22, 15], [7, 3]], device=DEVICE)
+    assert pair(LOSSES[0])[1].bounds(corners, SIDE).tolist() == [4, 3, 22 + SIDE, 15 + SIDE]

@@ -11,7 +11,7 @@ from torch import Tensor
 from ptycho.adjoint import Likelihood
 from ptycho.holdout import Split
 from ptycho.loss import Loss
-from ptycho.solvers import Gradient, Updates, recorded
+from ptycho.solvers import EPIE, LSQML, Gradient, MixedState, Polish, Updates, recorded
 
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
 SOLVER = Gradient(epochs=5, batch=8, loss="amplitude", update=Updates(probe=1))
@@ -79,3 +79,29 @@ def test_no_batch_waits_for_the_device(slices):
     finally:
         torch.cuda.set_sync_debug_mode("default")
     assert run._graphs
+
+
+SOLVERS = {
+    "nesterov, all that can be refined": Gradient(epochs=3, batch=16, update=Updates(*([1] * 5), thickness=0, total_thickness=1, aberrations=1)),
+    "Adam": Gradient(epochs=3, batch=16, optimizer="Adam"),
+    "epie": EPIE(epochs=3),
+    "rpie with momentum": EPIE(epochs=3, object_damping=0.2, probe_damping=0.3, momentum=0.5, momentum_every=3),
+    "3pie": EPIE(epochs=3, batch=1, slice_by_slice=True),
+    "mixed_state": MixedState(epochs=3, modes=3),
+    "lsqml": LSQML(epochs=3, batch=16),
+    "polish": Polish(epochs=3),
+    "detector side": Gradient(epochs=3, batch=16, update=Updates(probe=1, opr=1, descan=1, background=1, blur=1)),
+}
+
+
+@pytest.mark.parametrize("name", SOLVERS)
+def test_every_solver_finds_the_same(name):
+    solver = SOLVERS[name]
+    truth = make(
+        scan=(9, 9), step_px=2.0, size=32, slices=1 if "detector" in name else 2, modes=2, opr_modes=int("detector" in name), background=0.01
+    )
+    model, counts, losses = empty(truth), counts_of(truth), []
+    for device in ("cpu", "cuda"):
+        there = copy.deepcopy(model).to(device)
+        losses.append([epoch.loss for epoch in solver.run(there, OnDevice(counts, device))])
+    np.testing.assert_allclose(*losses, rtol=0.02)

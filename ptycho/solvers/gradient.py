@@ -120,11 +120,12 @@ class Nesterov(Step):
         if found.object is not None:
             prior = 1 / self.mean_phase if self.mean_phase > 0 else 0.0
             leaf, velocity = (each[..., found.box[0], found.box[1]] for each in (model.object.transmission.data, self.velocity))
-            step(leaf, velocity, found.object, self.scale[found.box], length, Momentum(0.5 / share, s.momentum, prior, self.pure_phase))
+            numbers = Momentum(length, 0.5 / share, s.momentum, prior, self.pure_phase, found.bounds)
+            step(leaf, velocity, found.object, self.scale[found.box], numbers)
         if due.probe and found.spectrum is not None:
             gradient = model.probe.pull_back(found.spectrum)
             natural = 0.5 * self.engine.loss.natural_step / len(index)
-            step(model.probe.wave.data, self.probe_velocity, gradient, 1.0, length * s.probe_step, Momentum(natural, s.momentum))
+            step(model.probe.wave.data, self.probe_velocity, gradient, 1.0, Momentum(length * s.probe_step, natural, s.momentum))
         self.refinement.step(index, found, spectrum, due)
         return found.loss
 
