@@ -22,7 +22,8 @@ from ptycho.windows import add_windows, cut_windows
 class Momentum:
     """Numbers of :meth:`Elementwise.momentum_step`.
 
-    ``length`` (on the device), ``factor`` of the gradient, ``momentum`` mu, ``prior`` per rad of phase (0: none). Outside of the ``bounds`` of :meth:`Elementwise.bounds` nothing moves.
+    ``length`` (on the device), ``factor`` of the gradient, ``momentum`` mu, ``prior`` per rad of phase (0: none).
+    Outside of the ``bounds`` of :meth:`Elementwise.bounds` nothing moves.
     """
 
     length: Tensor
