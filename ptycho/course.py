@@ -161,8 +161,9 @@ class _Stages:
         options = options_of(self.options, view, solver.slices, self.probe_modes)
         if self.model is None or options != self._options:
             geometry = seen_through(self.data.geometry, view)
-            fresh = start(geometry, options, self._patterns.mean_electrons, self._patterns.mask, self.known).to(self.device)
-            self.model = fresh if before is None else carry_over(before, fresh, self.data.geometry)
+            fresh = start(geometry, options, self._patterns.mean_electrons, self._patterns.mask, self.known)
+            # What is resampled once a stage is resampled on the CPU, the same way for every device.
+            self.model = (fresh if before is None else carry_over(before.cpu(), fresh, self.data.geometry)).to(self.device)
             self._options = options
             logger.info(_grid(self.model))
         return self.model, self._patterns

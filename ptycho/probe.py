@@ -195,7 +195,8 @@ def seed_modes(wave: Tensor, modes: int, share: float = 0.02) -> Tensor:
     if modes <= have:
         return wave[:modes] * (torch.linalg.vector_norm(wave) / torch.linalg.vector_norm(wave[:modes]))
     total = torch.linalg.vector_norm(wave) ** 2
-    candidates = orthogonalise(_of_source(wave[0].to(torch.complex128), modes)).to(wave.dtype)
+    # Modes of equal power are found in any mixture: on the CPU, so that it is the same one on every device.
+    candidates = orthogonalise(_of_source(wave[0].cpu().to(torch.complex128), modes)).to(wave)
     if have == 1:
         return candidates[:modes] * (torch.sqrt(total) / torch.linalg.vector_norm(candidates[:modes]))
     found = list(wave)
