@@ -133,12 +133,18 @@ class Detector(nn.Module):
         """What the matrices do when each axis has the kernel (side, centre, side), periodic; it is its own transpose."""
         assert self.taps is not None
         side, centre = self.taps
-        padded = nn.functional.pad(image.reshape(1, -1, *image.shape[-2:]), (1, 1, 1, 1), mode="circular")[0]
-        by_rows = padded[:, 1:-1] * centre
-        by_rows.add_(padded[:, :-2], alpha=side).add_(padded[:, 2:], alpha=side)
-        blurred = by_rows[..., 1:-1] * centre
-        blurred.add_(by_rows[..., :-2], alpha=side).add_(by_rows[..., 2:], alpha=side)
-        return blurred.reshape(image.shape)
+        # A padded copy would be two passes over memory more.
+        by_rows = image * centre
+        by_rows[..., 1:, :].add_(image[..., :-1, :], alpha=side)
+        by_rows[..., 0, :].add_(image[..., -1, :], alpha=side)
+        by_rows[..., :-1, :].add_(image[..., 1:, :], alpha=side)
+        by_rows[..., -1, :].add_(image[..., 0, :], alpha=side)
+        blurred = by_rows * centre
+        blurred[..., 1:].add_(by_rows[..., :-1], alpha=side)
+        blurred[..., 0].add_(by_rows[..., -1], alpha=side)
+        blurred[..., :-1].add_(by_rows[..., 1:], alpha=side)
+        blurred[..., -1].add_(by_rows[..., 0], alpha=side)
+        return blurred
 
 
 def _axis_matrix(size: int, kept: int, oversample: int, kernel: np.ndarray) -> np.ndarray:

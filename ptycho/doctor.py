@@ -68,7 +68,7 @@ def examine(folder: Path) -> Machine:
         troubles.append(Trouble(f"{devices[0].free_GB:.1f} GB of memory are free", "close programs, or set [data] bin or memory_GB"))
     return Machine(
         system=f"{platform.system()} {platform.release()} {platform.machine()}, Python {platform.python_version()}",
-        versions=tuple((name, _version(name)) for name in _PACKAGES),
+        versions=versions(),
         extras=tuple((name, _version({"rsciio": "rosettasciio"}.get(name, name))) for name in _EXTRAS),
         cores=cores(), threads=threads, disk_free_GB=disk, folder=str(folder), devices=devices, troubles=tuple(troubles),
     )  # fmt: skip
@@ -83,6 +83,21 @@ def cores() -> int:
     """CPU cores that this process may use."""
     allowed = getattr(os, "sched_getaffinity", None)
     return len(allowed(0)) if allowed is not None else os.cpu_count() or 1
+
+
+def versions() -> tuple[tuple[str, str], ...]:
+    """(package, version or "" when absent) of what a run depends on."""
+    return tuple((name, _version(name)) for name in _PACKAGES)
+
+
+def processor() -> str:
+    """Name of the CPU; of its architecture where the system does not say."""
+    try:
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+    except OSError:
+        lines = []
+    names = (line.partition(":")[2].strip() for line in lines if line.startswith("model name"))
+    return next(names, "") or platform.processor() or platform.machine()
 
 
 def _version(package: str) -> str:
@@ -107,7 +122,7 @@ def _devices(troubles: list[Trouble]) -> tuple[tuple[Device, ...], int]:
         return (), 1
     threads = torch.get_num_threads()
     cpu = torch.device("cpu")
-    devices = [_device(cpu, platform.processor() or platform.machine(), _memory_GB(), free_bytes(cpu), max(1, min(threads, cores())))]
+    devices = [_device(cpu, processor(), _memory_GB(), free_bytes(cpu), max(1, min(threads, cores())))]
     if torch.cuda.is_available():
         for number in range(torch.cuda.device_count()):
             place = torch.device("cuda", number)

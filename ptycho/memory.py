@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import platform
 import sys
+from contextlib import suppress
 from pathlib import Path
 
 import torch
@@ -29,6 +30,14 @@ def peak_bytes(device: torch.device) -> tuple[float, float]:
         return math.nan, on_gpu
     most = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     return float(most if sys.platform == "darwin" else most << 10), on_gpu
+
+
+def restart_peak(device: torch.device) -> None:
+    """Let :func:`peak_bytes` count from here on, where the system can."""
+    if device.type == "cuda":
+        torch.cuda.reset_peak_memory_stats(device)
+    with suppress(OSError):
+        Path("/proc/self/clear_refs").write_text("5")
 
 
 def device_name(device: torch.device) -> str:

@@ -18,6 +18,7 @@ from ptycho.check import Plan, warnings_of
 from ptycho.course import Prepared, Progress, solve_stages
 from ptycho.data import Dataset4D
 from ptycho.defaults import default_stages
+from ptycho.device import choose_device
 from ptycho.errors import DataError, OutOfMemoryError, PtychoError, RecipeError, Stopped
 from ptycho.explain import suggestion
 from ptycho.fingerprint import fingerprint
@@ -320,19 +321,6 @@ def _memory_told() -> Iterator[None]:
             raise
         what = "use a smaller batch or chunk in [[solve]], fewer slices or modes, or bin the patterns"
         raise OutOfMemoryError(f"out of memory: {error}; {what}") from None
-
-
-def choose_device(name: str) -> torch.device:
-    """``auto``: CUDA when there is one, else the CPU. Raises RecipeError for a device that is not here."""
-    if name not in ("auto", "cpu", "cuda", "mps"):
-        raise RecipeError(f'device = "{name}": allowed are auto, cpu, cuda, mps')
-    if name == "cuda" and not torch.cuda.is_available():
-        raise RecipeError("device = cuda: torch finds no CUDA device here; use --device cpu, or install a torch with CUDA")
-    if name == "mps" and not torch.backends.mps.is_available():
-        raise RecipeError("device = mps: torch finds no Apple GPU here; use --device cpu")
-    if name == "auto":
-        name = "cuda" if torch.cuda.is_available() else "cpu"
-    return torch.device(name)
 
 
 def _with_options(recipe: Recipe, solve: Any, options: dict[str, Any]) -> Recipe:

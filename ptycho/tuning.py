@@ -74,7 +74,7 @@ def check_optuna() -> None:
 
 def carried_out(plan: Plan, folder: Path, trials: int, workers: int, device: str, news: News | None) -> Tuned:
     """The search that lies in ``folder``, to its end or until TERM or Ctrl-C; the report's files are written when all trials are closed."""
-    from ptycho.pipeline import choose_device
+    from ptycho.device import choose_device
     from ptycho.tune_objective import Short
     from ptycho.tune_report import Tuned, trials_csv
     from ptycho.tune_study import Search

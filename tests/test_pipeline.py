@@ -14,9 +14,9 @@ from numpy.typing import NDArray
 
 import ptycho
 from ptycho.defaults import default_stages
+from ptycho.device import choose_device
 from ptycho.diagnose import Finding
 from ptycho.errors import DataError, OutOfMemoryError, OutputError, RecipeError
-from ptycho.pipeline import choose_device
 from ptycho.recipe import Recipe
 from ptycho.result import EpochRecord
 from ptycho.simulation import Simulation, simulate

@@ -10,6 +10,7 @@ from typing import Annotated, Any
 import typer
 
 from ptycho import __version__
+from ptycho.cli.benchmark import benchmark
 from ptycho.cli.calibrate import calibrate
 from ptycho.cli.check import check
 from ptycho.cli.convert import convert
@@ -53,6 +54,7 @@ app.command(short_help="Write a data set with known truth.")(simulate)
 app.command(short_help="Queue runs: Slurm jobs, arrays, or here.")(submit)
 app.command(short_help="How runs stand: state, epoch, loss, time left.")(status)
 app.command(short_help="Versions, devices, speed, and what is wrong here.")(doctor)
+app.command(short_help="How fast this machine is: passes, transforms, memory.")(benchmark)
 
 
 @app.callback(invoke_without_command=True)

@@ -121,7 +121,8 @@ def _run(recipe: Recipe, where: RunPlace, device: str, threads: int) -> tuple[Pa
 
     from ptycho.cli.progress import shown
     from ptycho.cli.signals import stopping
-    from ptycho.pipeline import Job, choose_device, run
+    from ptycho.device import choose_device
+    from ptycho.pipeline import Job, run
     from ptycho.runfolder import RunFolder
 
     if threads > 0:
