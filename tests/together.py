@@ -2,21 +2,24 @@
 
 from __future__ import annotations
 
-import multiprocessing
+import multiprocessing.connection
 import os
 import socket
 import sys
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import torch
 
+import ptycho.pipeline
+import ptycho.plot
 from ptycho.errors import PtychoError
 from ptycho.ranks import TIMEOUT, joined
 
-#: Seconds that a group of processes may take.
-PATIENCE_S = 100
+#: Seconds that a group of processes may take, and that the others may take once the first has ended.
+PATIENCE_S, GRACE_S = 200, 30
 
 
 def free_port() -> int:
@@ -26,7 +29,7 @@ def free_port() -> int:
         return int(one.getsockname()[1])
 
 
-def together(work: Callable[..., Any], count: int, folder: Path, *given: Any, timeout_s: float = 60) -> list[int]:
+def together(work: Callable[..., Any], count: int, folder: Path, *given: Any, timeout_s: float = 100, grace_s: float = GRACE_S) -> list[int]:
     """Exit codes of ``count`` processes that each do ``work(ranks, folder, *given)``; what they print is in ``folder/rank-N.txt``."""
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload(["ptycho.pipeline", "ptycho.plot", "matplotlib.figure", "torch.distributed", "small"])
@@ -36,8 +39,10 @@ def together(work: Callable[..., Any], count: int, folder: Path, *given: Any, ti
     processes = [context.Process(target=_one, args=(work, place | {TIMEOUT: str(timeout_s)}, folder, given)) for place in places]
     for process in processes:
         process.start()
+    multiprocessing.connection.wait([process.sentinel for process in processes], PATIENCE_S)
+    end = time.monotonic() + grace_s
     for process in processes:
-        process.join(PATIENCE_S)
+        process.join(max(0.0, end - time.monotonic()))
         if process.is_alive():
             process.kill()
             process.join()
@@ -46,6 +51,9 @@ def together(work: Callable[..., Any], count: int, folder: Path, *given: Any, ti
 
 def _one(work: Callable[..., Any], environment: dict[str, str], folder: Path, given: tuple[Any, ...]) -> None:
     torch.set_num_threads(1)
+    # The page and the pictures take longer than the run, and are tested elsewhere.
+    ptycho.pipeline.report = lambda result: f"{len(result.history)} epochs"
+    ptycho.plot.phase_png = lambda result: b""
     sys.stderr = open(folder / f"rank-{environment['RANK']}.txt", "w")  # noqa: SIM115
     # torch reads its own, wherever it is asked.
     os.environ |= environment
