@@ -147,8 +147,7 @@ def joined(environment: Mapping[str, str] = os.environ) -> Iterator[Ranks]:
     except BaseException as error:
         _leave_word(line, error)
         dist.destroy_process_group()
-        if not line.lost:
-            _say_farewell(line, ranks)
+        _say_farewell(line, ranks)
         raise
     dist.destroy_process_group()
 
@@ -204,11 +203,13 @@ def _leave_word(line: _Line, error: BaseException) -> None:
 def _say_farewell(line: _Line, ranks: Ranks) -> None:
     """The first process has written all that it will write before another one ends, and keeps the words until they are read."""
     with contextlib.suppress(RuntimeError):
+        # From one that was killed nobody will hear.
+        all_here = not line.lost or line.word("code") != ""
         if ranks.first:
             line.store.set("closed", "1")
-        else:
+        elif not line.lost:
             line.store.wait(["closed"], timedelta(seconds=_FAREWELL_S))
         gone, end = line.store.add("gone", 1), time.monotonic() + _FAREWELL_S
-        while ranks.first and gone < ranks.count and time.monotonic() < end:
+        while ranks.first and all_here and gone < ranks.count and time.monotonic() < end:
             time.sleep(0.05)
             gone = line.store.add("gone", 0)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import math
 from collections.abc import Iterator, Sequence
 
@@ -17,6 +18,8 @@ from ptycho.patterns import Patterns
 from ptycho.ranks import Ranks
 from ptycho.shards import Shard
 from ptycho.views import View
+
+logger = logging.getLogger("ptycho")
 
 
 def patterns_of(data: Dataset4D, device: torch.device, view: View | None, ranks: Ranks) -> Patterns:
@@ -39,6 +42,7 @@ class SharedPatterns(Patterns):
         self.data, self.device, self.view, self.shape, self.mask = data, device, view, self.held.shape, self.held.mask
         self.mean_electrons, self.electrons_per_pixel = self.held.mean_electrons, self.held.electrons_per_pixel
         self.missing = ranks.any(self.held.missing)
+        logger.info(f"{ranks.count} processes, the first with {len(self.held)} of {len(self)} patterns")
 
     @property
     def resident(self) -> bool:
