@@ -69,9 +69,7 @@ class Keeper:
             return None
         path, kept = found
         if changed := difference(kept["recipe"], identity.recipe):
-            raise OutputError(
-                f"{folder.path}: there is a run of another recipe: {changed}; give another folder with -o, or --fresh to begin anew"
-            )
+            raise OutputError(f"{folder.path}: there is a run of another recipe: {changed}; give another folder with -o, or --fresh to begin anew")
         if kept["data"] != identity.data:
             raise OutputError(f"{folder.path}: there is a run of other data; give another folder with -o, or --fresh to begin anew")
         for newer in checkpoints(folder.path):
