@@ -122,8 +122,8 @@ class Ranks:
             line.lost = True
             said, code = line.word("error"), int(line.word("code") or Stopped.exit_code)
             if code == Stopped.exit_code:
-                reason = f"another process of this run has gone ({' '.join(str(error).split())[-120:]})"
-                raise Stopped(f"{reason}; give the same command again to go on from the last checkpoint") from None
+                how = "gives no answer" if "timed out" in str(error).lower() else "has gone"
+                raise Stopped(f"another process of this run {how}; give the same command again to go on from the last checkpoint") from None
             other = PtychoError(f"another process of this run failed: {said}")
             other.exit_code = code
             raise other from None
@@ -158,11 +158,11 @@ def _join(environment: Mapping[str, str], index: int, count: int) -> tuple[Ranks
     from torch.distributed.rendezvous import rendezvous
 
     # torchrun keeps the words itself, and says where; elsewhere the first process does.
-    job = int(environment.get("SLURM_JOB_ID", "0"))
-    address, port = environment.get("MASTER_ADDR", "localhost"), int(environment.get("MASTER_PORT") or 20000 + job % 20000)
-    timeout = timedelta(seconds=float(environment.get(TIMEOUT, _TIMEOUT_S)))
+    address = environment.get("MASTER_ADDR", "localhost")
     backend = "cpu:gloo,cuda:nccl" if torch.cuda.is_available() and dist.is_nccl_available() else "gloo"
     try:
+        port = int(environment.get("MASTER_PORT") or 20000 + int(environment.get("SLURM_JOB_ID", "0")) % 20000)
+        timeout = timedelta(seconds=float(environment.get(TIMEOUT, _TIMEOUT_S)))
         url = "env://" if "RANK" in environment else f"tcp://{address}:{port}"
         store, *_ = next(iter(rendezvous(url, index, count, timeout=timeout)))
         store.set_timeout(timeout)
@@ -170,7 +170,7 @@ def _join(environment: Mapping[str, str], index: int, count: int) -> tuple[Ranks
         hosts = [""] * count
         dist.all_gather_object(hosts, socket.gethostname())
     except (RuntimeError, ValueError) as error:
-        what = f"process {index} of {count}: no connection with the others at {address}:{port}"
+        what = f"process {index} of {count}: no connection with the others at {address}:{environment.get('MASTER_PORT', '')}"
         raise SubmitError(f"{what} ({' '.join(str(error).split())[-120:]}); start all of them, and check MASTER_ADDR") from None
     line, here = _Line(PrefixStore("ptycho-words", store)), hosts[index]
     return Ranks(index, count, hosts[:index].count(here), hosts.count(here), line), line
