@@ -36,9 +36,7 @@ def main() -> None:
     """Parse, run, print."""
     a = arguments(__doc__, point_pixels="no integration over the pixel area")
     data, device = data_set(a.folder), torch.device(a.device)
-    options = ModelOptions(
-        probe_modes=a.modes, slices=a.slices, slice_thickness_A=SLICE_THICKNESS_A, pixel_area=not a.point_pixels, pad=0
-    )
+    options = ModelOptions(probe_modes=a.modes, slices=a.slices, slice_thickness_A=SLICE_THICKNESS_A, pixel_area=not a.point_pixels, pad=0)
     model = start(data.geometry, options, data.survey().mean_electrons, data.mask).to(device)
     patterns, passes = Patterns(data, device), Passes(a)
     bench = Bench(device, a.threads if device.type == "cpu" else 1, 1)

@@ -27,9 +27,7 @@ def main() -> None:
     with contextlib.redirect_stdout(sys.stderr):
         patterns = scan.patterns.reshape(m["n"], m["n"], 128, 128)
         sampling = [m["step_A"], m["step_A"], m["dk_invA"], m["dk_invA"]]
-        data = PtychographyDatasetRaster.from_dataset4dstem(
-            Dataset4dstem.from_array(patterns, sampling=sampling, units=["A", "A", "A^-1", "A^-1"])
-        )
+        data = PtychographyDatasetRaster.from_dataset4dstem(Dataset4dstem.from_array(patterns, sampling=sampling, units=["A", "A", "A^-1", "A^-1"]))
         plain = {"force_com_rotation": m["scan_detector_rotation_deg"], "force_com_transpose": False, "plot_rotation": False, "plot_com": False}
         data.preprocess(com_fit_function="constant", **plain)
         solver = PtychoLite.from_dataset(

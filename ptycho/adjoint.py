@@ -17,6 +17,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ptycho.adjoint_shared import Whole
 from ptycho.adjoint_terms import (
     Batch,
     Gradients,
@@ -34,6 +35,7 @@ from ptycho.loss import Loss
 from ptycho.memory import is_out_of_memory
 from ptycho.model import Ptychography
 from ptycho.optics import propagation_phase
+from ptycho.shards import Shard
 from ptycho.windows import Workspace, touched_box
 
 logger = logging.getLogger("ptycho")
@@ -46,10 +48,13 @@ class Likelihood:
 
     On the CPU ``workers`` threads each take chunks of ``chunk`` patterns (torch itself then has to run single-threaded, see
     :func:`ptycho.threads.single_threaded`); elsewhere the chunks run one after the other. The result does not depend on ``chunk``.
+    ``shard`` says which patterns are this process's, where several share them.
     """
 
-    def __init__(self, model: Ptychography, loss: Loss, chunk: int | None = None, workers: int = 1, missing: bool = False) -> None:
-        self.model, self.loss, self.missing = model, loss, missing
+    def __init__(
+        self, model: Ptychography, loss: Loss, chunk: int | None = None, workers: int = 1, missing: bool = False, shard: Shard | None = None
+    ) -> None:
+        self.model, self.loss, self.missing, self.shard = model, loss, missing, shard or Shard()
         self.device = model.object.transmission.device
         self._chunk_wanted = chunk
         self.workers = workers if self.device.type == "cpu" else 1
@@ -77,6 +82,24 @@ class Likelihood:
         on_cpu = self.device.type == "cpu"
         fields = 16 / self.model.object.transmission.shape[0] if on_cpu else 192
         return max(1, round(fields * 128 * 128 / (self.model.probe.modes * self.model.size**2)))
+
+    @torch.no_grad()
+    def of(self, index: Tensor, counts: Tensor, spectrum: Tensor, wants: Wants) -> tuple[Gradients, Tensor]:
+        """Gradients of the patterns ``index`` (B,) with the model as it is, and the windows' corners (B, 2).
+
+        ``spectrum`` is that of the probe. Of ``counts`` (B, ky, kx) each process needs its own rows; the gradients are those of all.
+        """
+        model, rows = self.model, self.shard.rows(index)
+        corners, offsets = model.positions.split(index, model.size)
+        tilt, varying = model.propagator.tilt_of(index), Varying.of(model, index)
+        if rows is None:
+            return self(corners, offsets, counts, spectrum, tilt, wants, varying), corners
+        whole = Whole.of(model, corners, spectrum, tilt, wants, varying)
+        if len(rows):
+            own_tilt = tilt[rows] if len(tilt) > 1 else tilt
+            whole.add(self(corners[rows], offsets[rows], counts[rows], spectrum, own_tilt, wants, varying.rows(rows)), rows)
+        whole.gradients.bounds = self.elementwise.bounds(corners, model.size) if wants.object else None
+        return whole.over(self.shard.ranks, self.measures), corners
 
     @torch.no_grad()
     def __call__(
@@ -327,8 +350,8 @@ class _Function(torch.autograd.Function):
     """The likelihood as one differentiable operation; the gradients come with the value."""
 
     @staticmethod
-    def forward(ctx: Any, engine: Likelihood, corners: Tensor, counts: Tensor, *leaves: Tensor) -> Tensor:
-        _, spectrum, offsets, tilt, _, _, blur, descan, coefficients, variations = leaves
+    def forward(ctx: Any, engine: Likelihood, index: Tensor, counts: Tensor, *leaves: Tensor) -> Tensor:
+        _, spectrum, _, _, _, _, blur, descan, coefficients, _ = leaves
         need = ctx.needs_input_grad[3:]
         varies, descans = coefficients.numel() > 0, descan.numel() > 0
         wants = Wants(
@@ -341,8 +364,7 @@ class _Function(torch.autograd.Function):
             descan=need[7] and descans,
             opr=(need[8] or need[9]) and varies,
         )
-        varying = Varying(coefficients if varies else None, variations if varies else None, descan if descans else None)
-        g = engine(corners, offsets, counts, spectrum, tilt, wants, varying)
+        g, _ = engine.of(index, counts, spectrum, wants)
         whole = None
         if g.object is not None:
             whole = torch.zeros_like(leaves[0])
@@ -363,7 +385,7 @@ def likelihood(engine: Likelihood, index: Tensor, counts: Tensor) -> Tensor:
     variation), positions, tilts, thicknesses, background, blur and descan.
     """
     model = engine.model
-    corners, offsets = model.positions.split(index, model.size)
+    _, offsets = model.positions.split(index, model.size)
     leaves = (
         model.object.transmission,
         model.probe.spectrum(),
@@ -376,4 +398,4 @@ def likelihood(engine: Likelihood, index: Tensor, counts: Tensor) -> Tensor:
         model.probe.coefficients_of(index),
         model.probe.variation_spectrum(),
     )
-    return torch.as_tensor(_Function.apply(engine, corners, counts, *leaves))  # type: ignore[no-untyped-call]
+    return torch.as_tensor(_Function.apply(engine, index, counts, *leaves))  # type: ignore[no-untyped-call]

@@ -53,6 +53,11 @@ class Varying:
             descan_px=detector.descan_of(index) if detector.descans else None,
         )
 
+    def rows(self, rows: Tensor) -> Varying:
+        """Of the ``rows`` (n,) of the batch."""
+        each = [None if values is None else values[rows] for values in (self.coefficients, self.descan_px)]
+        return Varying(each[0], self.variations, each[1])
+
 
 @dataclass
 class Gradients:

@@ -19,8 +19,10 @@ from ptycho.keeper import Keeper
 from ptycho.model import Ptychography
 from ptycho.model_state import finite, load_model_state, model_state
 from ptycho.patterns import Patterns
+from ptycho.ranks import Ranks
 from ptycho.recipe import Recipe
 from ptycho.result import EpochRecord
+from ptycho.shared_patterns import patterns_of
 from ptycho.solvers import Solver
 from ptycho.solvers.state import State
 from ptycho.solvers.step import Bookmark, Epoch
@@ -67,7 +69,7 @@ class _Course:
     def __init__(self, prepared: Prepared, device: torch.device, tell: Progress, keeper: Keeper) -> None:
         self.prepared, self.tell, self.keeper = prepared, tell, keeper
         self.recipe = prepared.recipe
-        self.stages, self.doctor = _Stages(prepared, device), _Doctor()
+        self.stages, self.doctor = _Stages(prepared, device, keeper.ranks), _Doctor()
         self.split: Split | None = None
         self.history: list[EpochRecord] = []
         #: Epochs at most, of all stages, and how many were done before the present one.
@@ -137,8 +139,8 @@ class _Course:
 class _Stages:
     """The model and the patterns as each stage sees them; both stay as long as nothing about them changes."""
 
-    def __init__(self, prepared: Prepared, device: torch.device) -> None:
-        self.data, self.options, self.known, self.device = prepared.data, prepared.recipe.model, prepared.known, device
+    def __init__(self, prepared: Prepared, device: torch.device, ranks: Ranks) -> None:
+        self.data, self.options, self.known, self.device, self.ranks = prepared.data, prepared.recipe.model, prepared.known, device, ranks
         self._view: View | None = None
         self._patterns: Patterns | None = None
         self.model: Ptychography | None = None
@@ -154,7 +156,7 @@ class _Stages:
         view = view_of(self.data.pattern_shape, solver.bin, solver.detector_px)
         before = self.model
         if self._patterns is None or view != self._view:
-            self._patterns = Patterns(self.data, self.device, view)
+            self._patterns = patterns_of(self.data, self.device, view, self.ranks)
             self._view, self.model = view, None
         have = 0 if before is None else len(before.probe.wave)
         self.probe_modes = probe_modes or solver.probe_modes or max(have, self.options.probe_modes)

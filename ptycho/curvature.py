@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -39,6 +39,10 @@ class Direction:
     probe: Tensor | None = None
     offsets_px: Tensor | None = None
     aberrations_A: Tensor | None = None
+
+    def rows(self, rows: Tensor) -> Direction:
+        """For the ``rows`` (n,) of the batch."""
+        return self if self.offsets_px is None else replace(self, offsets_px=self.offsets_px[rows])
 
 
 @dataclass(frozen=True)
@@ -77,6 +81,9 @@ class Curvature:
 
         ``box`` (rows, columns) is the part of the canvas on which the directions' objects are given; it has to hold all windows.
         """
+        shard = self.engine.shard
+        if (rows := shard.rows(index)) is not None:
+            index, counts, directions = index[rows], counts[rows], [direction.rows(rows) for direction in directions]
         corners, offsets = self.model.positions.split(index, self.model.size)
         kernels, varies = self.model.propagator.kernels(index), self.model.probe.varies
         spectra = None if varies else self._spectra(directions, index)
@@ -95,7 +102,7 @@ class Curvature:
             if self.model.detector.descans:
                 waves = self.model.detector.descanned(waves, index[part])
             self._add(waves, counts[part], slope, matrix)
-        return Quadratic(slope, matrix)
+        return Quadratic(shard.ranks.sum_(slope), shard.ranks.sum_(matrix))
 
     def _pairs(self, n: int) -> list[tuple[int, int]]:
         """Which second-order waves there are, in their order behind the wave and its n tangents."""

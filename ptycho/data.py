@@ -276,6 +276,12 @@ class Dataset4D:
             shifts_px=self.shifts_of(keep),
         )
 
+    def part(self, mine: NDArray[np.bool_]) -> Dataset4D:
+        """The positions where ``mine`` (N,) is true, with the statistics and the mask of all."""
+        part = self.without(~mine)
+        vars(part)["_survey"] = self.survey()
+        return part
+
     def without_bad_frames(self) -> Dataset4D:
         """The same data without ``survey().bad_frames``; itself when there are none."""
         bad = self.survey().bad_frames

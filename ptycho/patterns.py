@@ -15,6 +15,7 @@ from torch import Tensor
 from ptycho.data import Dataset4D
 from ptycho.loss import Loss
 from ptycho.memory import free_bytes
+from ptycho.shards import Shard
 from ptycho.views import View
 
 #: Patterns are read and converted in blocks of about this many bytes.
@@ -32,10 +33,14 @@ class Patterns:
 
     In memory, whole counts stay whole numbers of 8 or 16 bits. Pixels that the mask leaves out are 0. ``missing`` tells that some other
     pixels of some patterns are NaN, not measured. ``view`` makes them coarser; ``mask`` (ky, kx), zero frequency in the centre, and
-    ``mean_electrons`` per pattern are then those of the view, ``electrons_per_pixel`` remains that of the detector.
+    ``mean_electrons`` per pattern are then those of the view, ``electrons_per_pixel`` remains that of the detector. ``sharing`` processes
+    share what is free of the memory.
     """
 
-    def __init__(self, data: Dataset4D, device: torch.device, view: View | None = None) -> None:
+    #: Which patterns are this process's: all.
+    shard = Shard()
+
+    def __init__(self, data: Dataset4D, device: torch.device, view: View | None = None, sharing: int = 1) -> None:
         self.data, self.device, self.view = data, device, view
         self.shape = data.pattern_shape if view is None else view.shape
         survey = data.survey()
@@ -48,7 +53,7 @@ class Patterns:
         self._buffer = self._stored = torch.empty(0, device=device)
         # Of a large file the survey has seen a part only.
         self.missing = survey.n_nonfinite > 0 or survey.n_negative > 0 or survey.n_surveyed < data.n_positions
-        self._limit = free_bytes(device) / 2 if data.memory_GB is None else data.memory_GB * 1e9
+        self._limit = free_bytes(device) / 2 / sharing if data.memory_GB is None else data.memory_GB * 1e9
         self._resident = self._load()
         if self._resident is not None:
             self.missing = self._has_marks(self._resident)
@@ -71,6 +76,10 @@ class Patterns:
             return
         for index, counts in zip(indices, self._read_ahead(plan), strict=True):
             yield index, counts.to(self.device, non_blocking=True)
+
+    def shares(self, plan: Sequence[NDArray[np.int64]]) -> Iterator[tuple[Tensor, Tensor]]:
+        """As :meth:`batches`, of which a process needs to have only its own rows."""
+        return self.batches(plan)
 
     def batch(self, index: Tensor) -> Tensor:
         """Counts (B, ky, kx) of the positions ``index``, in a buffer that the next call overwrites."""

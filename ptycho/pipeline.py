@@ -6,7 +6,7 @@ import logging
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -31,6 +31,7 @@ from ptycho.known import known_object, known_start
 from ptycho.loss import choose_loss
 from ptycho.memory import is_out_of_memory
 from ptycho.quality import assess, check_field
+from ptycho.ranks import Ranks
 from ptycho.recipe import Recipe, model_from, solver_keys, solvers_from
 from ptycho.report import report
 from ptycho.residual import compare
@@ -47,7 +48,7 @@ logger = logging.getLogger("ptycho")
 
 @dataclass(frozen=True)
 class Job:
-    """A run's inputs: what to do, on what, where."""
+    """A run's inputs: what to do, on what, where. Of several processes that share it only the first of ``ranks`` has a folder."""
 
     recipe: Recipe
     data: Dataset4D
@@ -55,6 +56,7 @@ class Job:
     folder: RunFolder | None = None
     progress: Progress | None = None
     stop: Callable[[], bool] = never
+    ranks: Ranks = field(default_factory=Ranks)
 
 
 def reconstruct(
@@ -66,6 +68,7 @@ def reconstruct(
     progress: Progress | None = None,
     halves: bool | None = None,
     stop: Callable[[], bool] = never,
+    ranks: Ranks | None = None,
     **options: Any,
 ) -> Result:
     """Reconstruct a data set, or run a recipe.
@@ -75,7 +78,8 @@ def reconstruct(
     stages instead, as solver records or dictionaries. ``output`` is a folder for the results; without it nothing is written. A run that was
     interrupted there goes on, if recipe and data are the same. ``halves``
     (default: the recipe's) reconstructs two halves of the data too and compares them: the result's ``quality``. ``stop`` is asked after every
-    batch; when it says True the state is kept in the folder and Stopped is raised.
+    batch; when it says True the state is kept in the folder and Stopped is raised. ``ranks``, from :func:`ptycho.ranks.joined`, are the processes
+    that share the work: all call this function with the same arguments, the first one writes.
     Raises a PtychoError (RecipeError, DataError, OutputError, OutOfMemoryError, DivergedError) with a sentence that says what to do.
     """
     if isinstance(source, (str, Path)):
@@ -84,10 +88,11 @@ def reconstruct(
     recipe = _with_options(recipe, solve, options)
     if halves is not None:
         recipe = recipe.model_copy(update={"output": recipe.output.model_copy(update={"halves": halves})})
-    place = choose_device(device)
-    folder = None if output is None else RunFolder(output)
+    ranks = ranks or Ranks()
+    place = choose_device(device, ranks)
+    folder = None if output is None or not ranks.first else RunFolder(output)
     data = source.read() if isinstance(source, Recipe) else source
-    return run(Job(recipe, data, place, folder, progress, stop))
+    return run(Job(recipe, data, place, folder, progress, stop, ranks))
 
 
 def run(job: Job) -> Result:
@@ -98,13 +103,15 @@ def run(job: Job) -> Result:
     folder, given = job.folder, job.recipe.text()
     with _memory_told():
         prepared = _prepare(job, None if folder is None else folder.earlier_recipe(given))
+    if job.ranks.count > 1:
+        job.ranks.check_same(given + fingerprint(prepared.data), "recipe, or other data,")
     if folder is None:
-        return _all_parts(job, prepared, Keeper(job.stop))
+        return _kept_run(job, prepared)
     folder.keep_out(job.data.source.header.path)
     folder.create(prepared.recipe.text(), given)
     folder.open_log(logger)
     try:
-        return load_result(folder.path) if folder.finished else _kept_run(job, prepared, folder)
+        return _kept_run(job, prepared)
     except BaseException as error:
         interrupted = isinstance(error, KeyboardInterrupt)
         folder.fail(
@@ -116,13 +123,19 @@ def run(job: Job) -> Result:
         folder.close()
 
 
-def _kept_run(job: Job, prepared: Prepared, folder: RunFolder) -> Result:
-    keeper = Keeper(job.stop, folder, prepared.recipe.output)
-    keeper.resume(Identity(prepared.recipe.text(), fingerprint(prepared.data)))
+def _kept_run(job: Job, prepared: Prepared) -> Result:
+    """The result that is there, or what is left of the run."""
+    folder = job.folder
+    done = job.ranks.told(load_result(folder.path) if folder is not None and folder.finished else None)
+    if done is not None:
+        return done
+    keeper = Keeper(job.stop, folder, prepared.recipe.output, job.ranks)
+    keeper.resume(None if folder is None else Identity(prepared.recipe.text(), fingerprint(prepared.data)))
     result = _all_parts(job, prepared, keeper)
-    folder.write("report.html", report(result))
-    folder.set_status("finished", epoch=len(result.history), loss=result.history[-1].loss if result.history else None)
-    keeper.finish()
+    if folder is not None:
+        folder.write("report.html", report(result))
+        folder.set_status("finished", epoch=len(result.history), loss=result.history[-1].loss if result.history else None)
+        keeper.finish()
     return result
 
 
@@ -145,7 +158,7 @@ def _all_parts(job: Job, prepared: Prepared, keeper: Keeper) -> Result:
 
 def _prepare(job: Job, earlier: Path | None = None) -> Prepared:
     """``earlier`` is the recipe of the same run, begun before: what it found need not be found again."""
-    found = None if earlier is None else Recipe.load(earlier)
+    found = job.ranks.told(None if earlier is None else Recipe.load(earlier))
     # Not one empty or damaged pattern is to be fitted: all of them are looked at, however large the file.
     data = replace(job.data, survey_all=True).without_bad_frames()
     options = job.recipe.model
@@ -154,10 +167,10 @@ def _prepare(job: Job, earlier: Path | None = None) -> Prepared:
         raise RecipeError(f"refine = {list(options.refine)}: [[solve]] says what is learned; put update = {{ {name} = 3 }} there instead")
     repaired: dict[str, Any] = {}
     if "scan" in options.refine:
-        data, repaired = _repaired(data, options, found)
+        data, repaired = _repaired(data, options, found, job.ranks)
     if "tilt" in options.refine and options.slices > 1:
         if found is None:
-            tilt = fit_tilt(data, options, workers=torch.get_num_threads())
+            tilt = job.ranks.told(fit_tilt(data, options, workers=torch.get_num_threads()))
             logger.info(f"tilt: {tilt}")
             options = replace(options, tilt_mrad=tilt.tilt_mrad)
         else:
@@ -173,6 +186,9 @@ def _prepare(job: Job, earlier: Path | None = None) -> Prepared:
         recipe = recipe.model_copy(update={"output": output})
     known = known_start(options, data)
     _check_windows(data, options, recipe.solve, known)
+    if job.ranks.count > 1:
+        for stage in recipe.solve:
+            stage.check_shared(job.ranks.count)
     plan = Plan(data, recipe.model, recipe.solve, Path(recipe.output.directory), job.device)
     return Prepared(data, recipe, known, warnings_of(plan))
 
@@ -203,12 +219,12 @@ def _stages(data: Dataset4D, options: ModelOptions, given: tuple[Solver, ...]) -
     return given or default_stages(data.geometry, options, data.beam_electrons, few)
 
 
-def _repaired(data: Dataset4D, options: ModelOptions, earlier: Recipe | None) -> tuple[Dataset4D, dict[str, Any]]:
+def _repaired(data: Dataset4D, options: ModelOptions, earlier: Recipe | None, ranks: Ranks) -> tuple[Dataset4D, dict[str, Any]]:
     """The data with the scan and the defocus that short reconstructions find, and what the recipe's [scan] has to say then."""
     if earlier is not None and earlier.scan.affine is not None and earlier.microscope.defocus_A is not None:
         affine, defocus_A = earlier.scan.affine, earlier.microscope.defocus_A
     else:
-        affine, defocus_A = _fitted(data, options)
+        affine, defocus_A = ranks.told(_fitted(data, options))
     found = {"affine": Quantity(affine, "", "fit_scan"), "defocus_A": Quantity(defocus_A, "Å", "fit_scan")}
     return replace(data, calibration=data.calibration | found), {"affine": affine}
 

@@ -19,9 +19,6 @@ from typing import Any
 from ptycho import __version__
 from ptycho.errors import SubmitError
 
-#: Processes that one reconstruction can use; more of them would be copies of one run.
-MOST_PROCESSES = 1
-
 #: What the values of a job may look like, and an example.
 _PATTERNS = {
     "gpus": (r"([A-Za-z0-9_.-]+:)?[0-9]{1,3}", "1, 0 or a100:1"),
@@ -189,9 +186,9 @@ trap - TERM
 sleep 600  # until Slurm ends this shell; to exit first would look like a failure
 """
 
-# The names that torch.distributed reads; RANK and LOCAL_RANK differ from process to process and are set by each.
+# The names that torch.distributed reads; RANK and LOCAL_RANK differ from process to process and are set by each. The environment may know better.
 _DISTRIBUTED = """\
-MASTER_ADDR="$(scontrol show hostnames "$SLURM_JOB_NODELIST" | head -n 1)"
+MASTER_ADDR="${MASTER_ADDR:-$(scontrol show hostnames "$SLURM_JOB_NODELIST" | head -n 1)}"
 export MASTER_ADDR MASTER_PORT="$((20000 + SLURM_JOB_ID % 20000))" WORLD_SIZE="$SLURM_NTASKS"
 """
 _RANKED = "bash -c 'RANK=$SLURM_PROCID LOCAL_RANK=$SLURM_LOCALID exec \"$@\"' rank "

@@ -21,6 +21,7 @@ from ptycho.multislice import Object
 from ptycho.optics import probe_wave
 from ptycho.probe import Probe
 from ptycho.propagator import Propagator
+from ptycho.shards import Shard
 
 PIXEL_A, WAVELENGTH_A, SEMIANGLE_MRAD, MARGIN = 0.3, 0.0418, 25.0, 8
 REFINABLE = parse_aberrations({"C10": 1.0, "C12": 1.0})
@@ -95,11 +96,12 @@ def empty(model: Ptychography) -> Ptychography:
 
 
 class Counts:
-    """What the solvers ask of Patterns, from a tensor (N, ky, kx) in corner order."""
+    """What the solvers ask of Patterns, from a tensor (N, ky, kx) in corner order; each process has its ``shard``, if there are several."""
 
     resident = False
 
-    def __init__(self, counts: Tensor) -> None:
+    def __init__(self, counts: Tensor, shard: Shard | None = None) -> None:
+        self.shard = shard or Shard()
         self.counts, self.shape = counts, tuple(counts.shape[1:])
         self.missing = bool(torch.isnan(counts).any())
         mean = float(torch.nan_to_num(counts).sum((1, 2)).mean())
@@ -111,6 +113,14 @@ class Counts:
     def batches(self, plan: list[NDArray[np.int64]]) -> Iterator[tuple[Tensor, Tensor]]:
         for part in plan:
             yield torch.from_numpy(part), self.counts[part]
+
+    def shares(self, plan: list[NDArray[np.int64]]) -> Iterator[tuple[Tensor, Tensor]]:
+        for index, counts in self.batches(plan):
+            rows = self.shard.rows(index)
+            if rows is not None:
+                whole, counts = counts, torch.full_like(counts, torch.nan)
+                counts[rows] = whole[rows]
+            yield index, counts
 
     def least(self, loss: Loss, mask: Tensor) -> Tensor:
         return (loss.least(torch.nan_to_num(self.counts)) * mask * torch.isfinite(self.counts)).sum((1, 2))

@@ -156,6 +156,20 @@ def test_each_process_of_two_nodes_knows_its_rank(cluster: Cluster, tmp_path: Pa
     assert said == [f"rank {rank} of 2, 0 here, to n1:{port}, reconstruct" for rank in (0, 1)]
 
 
+def test_two_nodes_compute_one_run(cluster: Cluster) -> None:
+    # Here the nodes have names that only Slurm knows.
+    words = ("--nodes", 2, "--setup", "export MASTER_ADDR=127.0.0.1", "--set", "solve.0.batch=8", "--set", "solve.0.epochs=5")
+    job = cluster.submit("-o", "two", *words)
+    cluster.wait(lambda: cluster.gone(job))
+    assert cluster.states("two") == {"two": "finished"}, next((cluster.folder / "two.job").glob("*.out")).read_text()
+    cluster.run(sys.executable, "-m", "ptycho", "reconstruct", "two.job/two.toml", "-o", "one", "--device", "cpu")
+    two, one = ptycho.load(cluster.folder / "two"), ptycho.load(cluster.folder / "one")
+    for name in ("object", "probe"):
+        np.testing.assert_allclose(getattr(two, name), getattr(one, name), rtol=0, atol=1e-5 * np.abs(getattr(one, name)).max())
+    said = next((cluster.folder / "two.job").glob("*.out")).read_text()
+    assert "2 processes, the first with 8 of 16 patterns" in said and said.count("epoch 5 of 5") == 1
+
+
 def test_a_time_limit_is_no_end(cluster: Cluster, limited: str) -> None:
     cluster.wait(lambda: cluster.gone(limited))
     found = cluster.job(limited)

@@ -217,8 +217,6 @@ def test_print_shows_the_script_and_does_nothing(here: Path, monkeypatch: pytest
     ("words", "expected", "said"),
     [
         ([], 2, "there is no Slurm on this machine; submit on a login node, or run here with --local 1"),
-        (["--nodes", "2"], 3, "a reconstruction runs in 1 process so far"),
-        (["--gpus", "4"], 3, "a reconstruction runs in 1 process so far"),
         (["--gpus", "$(x)"], 2, "gpus = '$(x)': write it as in 1, 0 or a100:1"),
         (["--set", "model.slicez=1"], 3, "slicez"),
         (["--vary", "model.slices=1,none"], 3, "slices"),

@@ -25,6 +25,17 @@ class _Console(logging.Handler):
 
 
 @contextmanager
+def silent() -> Iterator[None]:
+    """Show nothing of the package's log: another process does."""
+    logger, handler = logging.getLogger("ptycho"), logging.NullHandler()
+    logger.addHandler(handler)
+    try:
+        yield
+    finally:
+        logger.removeHandler(handler)
+
+
+@contextmanager
 def shown(epochs: int) -> Iterator[Callable[[EpochRecord, int], None]]:
     """Show the package's log, and a bar of so many epochs when stderr is a terminal; gives what is to be called after each epoch."""
     from tqdm import tqdm

@@ -32,6 +32,7 @@ from ptycho.cli.arguments import (
 )
 
 if TYPE_CHECKING:
+    from ptycho.ranks import Ranks
     from ptycho.recipe import Recipe
     from ptycho.result import Result
 
@@ -85,8 +86,24 @@ def reconstruct(
         "model.slices": slices, "model.slice_thickness_A": slice_thickness_A, "solve.0.kind": kind, "model.refine": names, "solve.0.epochs": epochs,
         "output.halves": halves or None,
     }  # fmt: skip
-    recipe = recipe_for(str(_make_demo()) if source == "demo" else source, settings_of(given, set_))
-    folder, result = _run(recipe, RunPlace(output or Path(recipe.output.directory), fresh, resume), device, threads)
+    from ptycho.errors import Stopped
+    from ptycho.ranks import Ranks, joined
+
+    ranks = Ranks()
+    try:
+        with joined() as ranks:
+            recipe = recipe_for(str(_make_demo(ranks)) if source == "demo" else source, settings_of(given, set_))
+            folder = output or Path(recipe.output.directory)
+            result = _run(recipe, RunPlace(folder, fresh, resume, ranks), device, threads)
+            if ranks.first:
+                _tell(folder, result, recipe)
+    except Stopped as stopped:
+        if ranks.first:
+            raise
+        raise typer.Exit(stopped.exit_code) from None  # the first process says it for all
+
+
+def _tell(folder: Path, result: Result, recipe: Recipe) -> None:
     typer.echo(f"picture: {folder / 'phase.png'}")
     if result.quality is not None:
         typer.echo(result.quality.summary())
@@ -94,32 +111,34 @@ def reconstruct(
     typer.echo(f"report: {folder / 'report.html'}")
 
 
-def _make_demo() -> Path:
+def _make_demo(ranks: Ranks) -> Path:
     """A simulated scan on disk, in the form that a microscope leaves it; made once."""
     recipe = DEMO / "recipe.toml"
-    if not recipe.exists():
+    if ranks.first and not recipe.exists():
         from ptycho.simulated_files import write_simulation
         from ptycho.simulation import Simulation, simulate
 
         typer.echo(f"simulating a WS2 monolayer with vacancies into {DEMO}/ ...")
         write_simulation(simulate(Simulation()), DEMO)
+    ranks.wait()
     return recipe
 
 
 @dataclass(frozen=True)
 class RunPlace:
-    """Where the run's folder is, and what is done with one that is there."""
+    """Where the run's folder is, what is done with one that is there, and which processes share the work."""
 
     path: Path
     fresh: bool
     resume: bool
+    ranks: Ranks
 
 
-def _run(recipe: Recipe, where: RunPlace, device: str, threads: int) -> tuple[Path, Result]:
-    """Carry out the recipe; the folder of its results and the result."""
+def _run(recipe: Recipe, where: RunPlace, device: str, threads: int) -> Result:
+    """Carry out the recipe."""
     import torch
 
-    from ptycho.cli.progress import shown
+    from ptycho.cli.progress import shown, silent
     from ptycho.cli.signals import stopping
     from ptycho.device import choose_device
     from ptycho.pipeline import Job, run
@@ -128,12 +147,14 @@ def _run(recipe: Recipe, where: RunPlace, device: str, threads: int) -> tuple[Pa
     if threads > 0:
         torch.set_num_threads(threads)
     # What is quick to check comes first; nothing is written before everything is known to be sound.
-    folder, place = RunFolder(where.path, where.fresh, where.resume), choose_device(device)
+    ranks = where.ranks
+    folder = RunFolder(where.path, where.fresh, where.resume) if ranks.first else None
+    place = choose_device(device, ranks)
     with stopping() as stop:
         data = recipe.read()
         epochs = sum(stage.epochs for stage in recipe.solve) * (3 if recipe.output.halves else 1)
-        with shown(epochs) as progress:
-            return folder.path, run(Job(recipe, data, place, folder, progress, stop))
+        with shown(epochs) if ranks.first else silent() as progress:
+            return run(Job(recipe, data, place, folder, progress, stop, ranks))
 
 
 def _tell_agreement(result: Result, truth: Path) -> None:

@@ -56,8 +56,6 @@ def submit(
     asked = (Resources() if site is None else load_site(site)).replaced({key: value for key, value in given.items() if value is not None}, "--")
     course = Course(lead, requeues, at_once)
     runs, points = _points(sources, set_ or [], vary or [], output)
-    if local is None:
-        _check_processes(asked)
     if print_:
         typer.echo(_script(runs, asked, course, list(range(len(points))), len(points) > 1), nl=False)
         return
@@ -88,15 +86,6 @@ def _points(sources: list[str], settings: list[str], vary: list[str], output: Pa
             seen.append(reading)
             recipe.read()  # a name that is wrong is told now, not after a night in the queue
     return runs, points
-
-
-def _check_processes(asked: Resources) -> None:
-    from ptycho.errors import RecipeError
-    from ptycho.slurm import MOST_PROCESSES
-
-    if asked.nodes * asked.processes_per_node > MOST_PROCESSES:
-        what = f"{asked.nodes} node(s) with {asked.processes_per_node} process(es) each"
-        raise RecipeError(f"{what}: a reconstruction runs in {MOST_PROCESSES} process so far; take --nodes 1 --gpus 1, many runs are an array")
 
 
 def _known(job: JobFolder) -> dict[str, Run]:

@@ -91,11 +91,16 @@ class Settings:
         acting = (constraint for constraint in vars(self.constraints_for(loss, model)).values() if constraint is not None)
         return max(*vars(self.update).values(), *(constraint.start for constraint in acting), 1)
 
+    def check_shared(self, processes: int) -> None:
+        """Raise RecipeError when this cannot be computed by several processes together."""
+        if 0 < self.batch < processes:
+            raise RecipeError(f"batch = {self.batch}: {processes} processes share a batch; use batch = {32 * processes} or more, or one process")
+
     def run(
         self, model: Ptychography, patterns: Patterns, workers: int = 1, split: Split | None = None, bookmark: Bookmark | None = None
     ) -> Iterator[Epoch]:
         """Yield after each epoch; ``model`` is changed in place. ``split`` names the patterns to solve for and those that judge."""
-        engine = Likelihood(model, self.loss_for(patterns), self.chunk or None, workers, patterns.missing)
+        engine = Likelihood(model, self.loss_for(patterns), self.chunk or None, workers, patterns.missing, patterns.shard)
         return run(self, engine, patterns, split or Split.whole(len(patterns)), bookmark or Bookmark())
 
     def step(self, engine: Likelihood, split: Split, factor: float) -> Step:

@@ -51,6 +51,12 @@ class EPIE(Settings):
         if not 0 <= self.momentum < 1 or self.momentum_every < 1:
             raise RecipeError(f"momentum = {self.momentum}, momentum_every = {self.momentum_every}: 0 <= momentum < 1 and at least 1 are needed")
 
+    def check_shared(self, processes: int) -> None:
+        """3PIE updates slice after slice, from waves that one process has."""
+        super().check_shared(processes)
+        if self.slice_by_slice:
+            raise RecipeError(f"slice_by_slice = true: not by {processes} processes together; use one process, or slice_by_slice = false")
+
     def step(self, engine: Likelihood, split: Split, factor: float) -> Step:
         """The engine without a memory yet."""
         return PIE(self, engine, factor)

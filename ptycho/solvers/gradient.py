@@ -52,6 +52,12 @@ class Gradient(Settings):
         if self.optimizer != "nesterov" and not _is_optimizer(self.optimizer):
             raise RecipeError(f'optimizer = "{self.optimizer}": use "nesterov" or a name from torch.optim, such as "Adam" or "LBFGS"')
 
+    def check_shared(self, processes: int) -> None:
+        """A line search that differs in the last bit would take another number of steps in another process."""
+        super().check_shared(processes)
+        if self.optimizer == "LBFGS":
+            raise RecipeError(f'optimizer = "LBFGS": not by {processes} processes together; use one process, or "nesterov"')
+
     def step(self, engine: Likelihood, split: Split, factor: float) -> Step:
         """Velocities at rest, or a fresh optimiser."""
         return Nesterov(self, engine, split, factor) if self.optimizer == "nesterov" else TorchOptimizer(self, engine, factor)

@@ -101,7 +101,7 @@ class _Run:
     def _judged(self) -> tuple[float | None, Verdict]:
         if self.judge is None:
             return None, Verdict.GO_ON
-        deviances, held_out = self.judge(self.settings.update.due(self.epoch))
+        deviances, held_out = self.patterns.shard.ranks.told(self.judge(self.settings.update.due(self.epoch)))
         return held_out, self.watch.told(deviances)
 
     def state_dict(self) -> State:
@@ -132,7 +132,7 @@ class _Passes:
     """One pass over the patterns that are solved for after another."""
 
     def __init__(self, settings: Settings, engine: Likelihood, patterns: Patterns, split: Split, order: NDArray[np.int64] | None) -> None:
-        self.settings, self.engine, self.patterns = settings, engine, patterns
+        self.settings, self.engine, self.patterns, self.ranks = settings, engine, patterns, patterns.shard.ranks
         self.constraints = settings.constraints_for(engine.loss, engine.model)
         if order is None:
             order = split.train[hilbert_order(engine.model.positions.value_px.detach().cpu().numpy()[split.train])]
@@ -149,6 +149,7 @@ class _Passes:
     def __call__(self, step: Step, epoch: int, after_batch: Callable[[], None]) -> float:
         """All batches, then the constraints; the deviance per pixel, on the way."""
         mask = self.engine.model.detector.mask
+        self.ranks.copy_(self.engine.model.parameters())  # what processes have computed alike on unlike machines may differ by rounding
         with single_threaded():
             plan = stratified_batches(self.order, self.batch, self.settings.seed, epoch)
             if self.cursor is None:
@@ -158,7 +159,7 @@ class _Passes:
                 self.recorded = Recorded(step, self.engine, [len(part) for part in plan] if self.patterns.resident else [])
             first = self.cursor["batches"]
             total, measured = self.cursor["total"].to(mask.device), self.cursor["measured"]
-            for number, (index, counts) in enumerate(self.patterns.batches(plan[first:]) if plan[first:] else (), first):
+            for number, (index, counts) in enumerate(self.patterns.shares(plan[first:]) if plan[first:] else (), first):
                 self.engine.measures = number % _MEASURED_EVERY == 0
                 loss = self.recorded(index, counts)
                 if self.engine.measures:
@@ -175,11 +176,11 @@ class _Passes:
     @torch.no_grad()
     def state(self) -> float:
         """The deviance per pixel of the model as it is; NaN if any number of it is not finite."""
-        if not self._finite():
+        if not self.ranks.told(self._finite()):
             return math.nan
         (index, counts), *_ = self.patterns.batches(self.sample)
         image, counts, weight = seen(self.engine.model, index, counts)
-        return float(deviances(self.engine.loss, image, counts, weight).sum() / weight.sum())
+        return self.ranks.told(float(deviances(self.engine.loss, image, counts, weight).sum() / weight.sum()))
 
     def _finite(self) -> bool:
         numbers = (torch.view_as_real(p) if p.is_complex() else p for p in self.engine.model.parameters())

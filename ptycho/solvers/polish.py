@@ -121,7 +121,7 @@ class SubspaceGradients(Step):
     def end_epoch(self) -> None:
         """One step; or half of the last one back, if it was too long."""
         object_, wave = self.model.object.transmission.data, self.model.probe.wave.data
-        if self.before is not None and bool(self.loss > self.allowed):
+        if self.before is not None and self.engine.shard.ranks.told(bool(self.loss > self.allowed)):
             object_.add_(self.before[0]).mul_(0.5)
             wave.add_(self.before[1]).mul_(0.5)
         elif lines := [*self._object_lines(object_), *self._probe_lines(wave)]:

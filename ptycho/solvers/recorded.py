@@ -31,7 +31,8 @@ class Recorded:
 
     def __init__(self, step: Step, engine: Likelihood, sizes: list[int]) -> None:
         self.step, self.engine, self._largest = step, engine, max(sizes, default=0)
-        self._records = engine.device.type == "cuda" and len(sizes) >= _LEAST_BATCHES and step.recordable
+        alone = engine.shard.ranks.count == 1
+        self._records = alone and engine.device.type == "cuda" and len(sizes) >= _LEAST_BATCHES and step.recordable
         self._seen: set[tuple[int, bool]] = set()
         self._graphs: dict[tuple[int, bool], tuple[torch.cuda.CUDAGraph, Tensor, Tensor]] = {}
         self._stream = torch.cuda.Stream(engine.device) if self._records else None

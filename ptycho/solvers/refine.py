@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
-from ptycho.adjoint import Gradients, Likelihood, Varying, Wants
+from ptycho.adjoint import Gradients, Likelihood, Wants
 from ptycho.model import Ptychography
 from ptycho.optics import propagation_phase
 from ptycho.solvers.refine_affine import AffineSteps
@@ -82,9 +82,8 @@ class Refinement:
             descan=due.descan,
             opr=due.opr,
         )
-        corners, offsets = model.positions.split(index, model.size)
         spectrum = model.probe.spectrum()
-        found = engine(corners, offsets, counts, spectrum, model.propagator.tilt_of(index), wants, Varying.of(model, index))
+        found, corners = engine.of(index, counts, spectrum, wants)
         return found, corners, spectrum
 
     @torch.no_grad()
