@@ -24,10 +24,14 @@ _PROGRAM_BYTES = 400 << 20
 _OBJECTS = 8
 #: Waves of a chunk and, behind the last epoch, of the patterns that are compared with the model (ptycho/residual.py).
 _CHUNK_FIELDS, _CHUNK_WAVES, _COMPARED, _COMPARED_FIELDS, _COMPARED_WAVES, _COMPARED_IMAGES = 1 << 18, 5, 256, 1 << 22, 4, 9.5
+#: On a GPU a chunk is larger (ptycho/adjoint.py), but a batch at most.
+_GPU_CHUNK_FIELDS = 192 << 14
 #: Freed memory that the C library keeps (ptycho/threads.py).
 _KEPT_BYTES = 256 << 20
 #: Measured: a pattern costs so many transforms of its size, and each wave and slice so many more, forth and back.
 _TRANSFORMS, _TRANSFORMS_PER_WAVE = 10.0, 9.2
+#: The same on a GPU (H200, batches of 32).
+_GPU_TRANSFORMS, _GPU_TRANSFORMS_PER_WAVE = 20.0, 6.0
 #: Measured: bytes of the run folder for each of the object's pixels in all slices, and beside them.
 _DISK_PER_PIXEL, _DISK_BYTES = 15, 3 << 20
 
@@ -60,11 +64,11 @@ class Load:
         """Of all slices and states."""
         return math.prod(self.canvas) * self.slices * self.states
 
-    @property
-    def bytes(self) -> float:
+    def bytes(self, device: torch.device) -> float:
         """Memory beside program and patterns."""
         window = self.size**2
-        chunk = _CHUNK_FIELDS * (self.slices + self.slices / self.modes + _CHUNK_WAVES)
+        fields = _CHUNK_FIELDS if device.type == "cpu" else min(_GPU_CHUNK_FIELDS, self.batch * self.modes * window)
+        chunk = fields * (self.slices + self.slices / self.modes + _CHUNK_WAVES)
         solving = _COMPLEX * (self.batch * self.slices * self.states * window + chunk + self.slices * window)
         # In the end some patterns are modelled again, as many at a time as the fields allow.
         waves = self.modes * self.states * window
@@ -82,7 +86,7 @@ def peak_bytes(data: Dataset4D, options: ModelOptions, stages: Sequence[Solver],
         view = view_of(data.pattern_shape, stage.bin, stage.detector_px)
         patterns = math.prod(data.pattern_shape if view is None else view.shape) * data.n_positions * pixel_bytes(data, view)
         limit = free_bytes(device) / 2 if data.memory_GB is None else data.memory_GB * 1e9
-        peak = max(peak, (patterns if patterns < limit else 0) + Load.of(geometry, options, stage).bytes)
+        peak = max(peak, (patterns if patterns < limit else 0) + Load.of(geometry, options, stage).bytes(device))
     return peak + (_PROGRAM_BYTES if device.type == "cpu" else 0)
 
 
@@ -96,20 +100,26 @@ def epoch_seconds(geometry: Geometry, options: ModelOptions, stage: Solver, devi
 
 def pattern_seconds(size: int, waves: int, device: torch.device) -> float:
     """Time of one pattern of ``size`` pixels in a pass, on one thread of a CPU; ``waves`` are modes x slices x states."""
-    return (_TRANSFORMS + _TRANSFORMS_PER_WAVE * waves) * transform_seconds(size, device)
+    of_all, of_each = (_TRANSFORMS, _TRANSFORMS_PER_WAVE) if device.type == "cpu" else (_GPU_TRANSFORMS, _GPU_TRANSFORMS_PER_WAVE)
+    return (of_all + of_each * waves) * transform_seconds(size, device)
 
 
 def transform_seconds(size: int, device: torch.device) -> float:
     """Of one complex64 transform of ``size`` x ``size`` on one thread of a CPU: the best of several, as others may want the processor too."""
-    count, best = max(1, _CHUNK_FIELDS // size**2), math.inf
+    on_cpu = device.type == "cpu"
+    count, best = max(1, (_CHUNK_FIELDS if on_cpu else _GPU_CHUNK_FIELDS) // size**2), math.inf
+    # To launch one on a GPU and to wait for it takes longer than itself.
+    together = 1 if on_cpu else 20
     wave = torch.zeros(count, size, size, dtype=torch.complex64, device=device)
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     try:
         for _ in range(8):
             began = time.perf_counter()
-            torch.fft.fft2(wave).sum().item()
-            best = min(best, time.perf_counter() - began)
+            for _ in range(together):
+                spectrum = torch.fft.fft2(wave)
+            spectrum[0, 0, 0].item()
+            best = min(best, (time.perf_counter() - began) / together)
     finally:
         torch.set_num_threads(threads)
     return best / count
