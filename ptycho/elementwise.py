@@ -78,7 +78,7 @@ class Elementwise:
         total = None
         if measures:
             value = self.loss.value(image, counts)
-            total = (value if weight is None else value * weight).sum()
+            total = (value if weight is None else value * weight).sum(dtype=torch.float64)
         slope = self.loss.slope(image, counts)
         return (slope if weight is None else slope.mul_(weight)), total
 

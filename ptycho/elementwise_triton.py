@@ -68,7 +68,7 @@ class FusedElementwise(Elementwise):
             intensity, counts, detector.mask, detector.background, slope, values, side, *detector.taps, floor,
             POISSON=self.loss.name == "poisson", WHOLE=detector.background.numel() > 1, MEASURES=measures, BLOCK=_BLOCK,
         )  # fmt: skip
-        return slope, values.sum() if measures else None
+        return slope, values.sum(dtype=torch.float64) if measures else None
 
     def turn_back(self, exit_wave: Tensor, slope: Tensor, weights: list[float]) -> Tensor:
         """The pixels' area, product and conjugate in one pass."""

@@ -50,7 +50,8 @@ def test_gpu_finds_what_the_cpu_finds():
     here, there = solved(model, counts, "cpu"), solved(model, counts, "cuda")
     for one, other in zip(here[:2], there[:2], strict=True):
         assert torch.linalg.vector_norm(one - other) < 1e-4 * torch.linalg.vector_norm(one)
-    np.testing.assert_allclose(here[2], there[2], rtol=1e-4)
+    # What is left of the loss when that of a perfect model is taken away, of counts without noise: the difference of large numbers.
+    np.testing.assert_allclose(here[2], there[2], rtol=0.02)
 
 
 def test_twice_the_same_bits_and_graphs_change_none(monkeypatch):
