@@ -2,7 +2,7 @@
 
 Lengths are Å, patterns and probes electrons, as here. Its object is (z, y, x), with ``corner`` the place of pixel [0, 0]; a position is the middle of
 the window, between its pixels where their number is even, while the probe's centre is pixel n // 2: half a pixel to be added. Phase
-factors are ours, tilts (y, x) in mrad too.
+factors are ours, tilts (y, x) in mrad too. Version 0.1 of the file, which every phaser reads, is written; 0.2 has ``scan`` and ``tilt`` in a group.
 """
 
 from __future__ import annotations
@@ -74,7 +74,7 @@ def import_phaser(opened: Opened) -> Imported:
     pixel = opened.array("probe/extent", (1,), "f") / np.array(probe.shape[-2:])
     if size != probe.shape[-2] or not np.allclose(sampling, sampling[0], rtol=1e-6) or not np.allclose(pixel, sampling, rtol=1e-6):
         raise DataError(f"{path}: pixels of {sampling} Å (object) and {pixel} Å (probe {probe.shape}); square ones of one size are needed here")
-    scan = opened.array("scan", None, "f").reshape(-1, 2).astype(np.float64)
+    scan = opened.array("scan/data" if opened.has("scan/data") else "scan", None, "f").reshape(-1, 2).astype(np.float64)
     corner = opened.array("object/corner", (1,), "f")
     voltage = voltage_kV_of(opened.needed("wavelength"))
     thickness = opened.array("object/thicknesses", (1,), "f").astype(np.float64)
@@ -90,7 +90,7 @@ def import_phaser(opened: Opened) -> Imported:
         tilt_mrad=_tilt(opened, len(scan)),
         history=_history(opened),
         recipe="",
-        versions={"phaser": f"state {opened.text('version')}"},
+        versions={"phaser state": opened.text("version") or "unknown"},
         voltage_kV=voltage,
         semiangle_mrad=angle,
         aberrations={},
@@ -109,9 +109,10 @@ def import_phaser(opened: Opened) -> Imported:
 
 
 def _tilt(opened: Opened, positions: int) -> np.ndarray:
-    if not opened.has("tilt"):
+    name = next((name for name in ("tilt", "scan/tilt") if opened.has(name)), None)
+    if name is None:
         return np.zeros((1, 2))
-    tilt = opened.array("tilt", None, "f").reshape(-1, 2).astype(np.float64)
+    tilt = opened.array(name, None, "f").reshape(-1, 2).astype(np.float64)
     if len(tilt) != positions:
         raise DataError(f"{opened.path}: {len(tilt)} tilts for {positions} positions; is the file complete?")
     return tilt[:1] if (tilt == tilt[0]).all() else tilt
