@@ -90,7 +90,7 @@ def test_ptyrad_parameters_are_a_recipe(tmp_path: Path):
     assert tree["scan"] == {"shape": [48, 40], "step_A": 0.7}
     assert tree["detector"] == {"pixel_invA": 2 * 2.0 / 128}
     assert tree["model"] == {
-        "probe_modes": 6, "slices": 4, "slice_thickness_A": 2, "tilt_mrad": [1.5, -2.0], "detector_blur_px": 0.8, "pad": 16, "refine": ["positions"],
+        "probe_modes": 6, "slices": 4, "slice_thickness_A": 2, "tilt_mrad": [1.5, -2.0], "detector_blur_px": 0.8, "pad": 20, "refine": ["positions"],
     }  # fmt: skip
     assert len(warnings) == 1 and all(name in warnings[0] for name in ("loss_params", "constraint_params", "a_new_section"))
     assert not any(name in warnings[0] for name in ("probe_kv", "NITER", "meas_flipT"))

@@ -25,7 +25,8 @@ _NOT_NEEDED = (
     "init_params.probe_normalization", "init_params.meas_source", "init_params.meas_export", "init_params.probe_pmode_init_pows",
     "init_params.obj_omode_init_occu", "init_params.pos_scan_rand_std", "init_params.meas_permute", "init_params.meas_reshape",
     "recon_params", "hypertune_params", "params_path", "model_params.optimizer_params", "model_params.scheduler_params", "model_params.preload_data",
-    "init_params.tilt_source",
+    "init_params.tilt_source", "init_params.meas_pad.mode", "init_params.meas_pad.padding_type", "init_params.meas_pad.value",
+    "init_params.meas_pad.threshold",
 )  # fmt: skip
 
 
@@ -86,6 +87,15 @@ def _crop(taken: Taken, draft: Draft) -> None:
         draft.add("data", "scan_region", [*ends[0], *ends[1]], "meas_crop")
     if any(crop[2:]) and all(isinstance(v, int) for pair in ends[2:] for v in pair):
         draft.add("data", "detector_crop", [*ends[2], *ends[3]], "meas_crop")
+
+
+def _cropped_size(taken: Taken) -> float | None:
+    """Side of a pattern after meas_crop."""
+    crop = taken.get("init_params.meas_crop")
+    ends = crop[2] if isinstance(crop, list) and len(crop) == 4 else None
+    if isinstance(ends, list) and len(ends) == 2 and all(isinstance(end, int) for end in ends):
+        return float(ends[1] - ends[0])
+    return taken.number("init_params.meas_Npix")
 
 
 def _microscope(taken: Taken, draft: Draft) -> None:
@@ -181,7 +191,7 @@ def _model(taken: Taken, draft: Draft) -> None:
     blur = taken.number("model_params.detector_blur_std")
     if blur:
         draft.add("model", "detector_blur_px", float(blur), "detector_blur_std")
-    target, size = taken.number("init_params.meas_pad.target_Npix"), taken.number("init_params.meas_Npix")
+    target, size = taken.number("init_params.meas_pad.target_Npix"), _cropped_size(taken)
     if target and size and target > size:
         draft.add("model", "pad", int(target - size) // 2, "meas_pad.target_Npix")
     refined = {"probe_pos_shifts": "positions", "obj_tilts": "tilt", "slice_thickness": "thickness"}
