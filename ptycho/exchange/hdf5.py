@@ -18,17 +18,15 @@ from ptycho.io import hdf5
 _MOST_RATIO = 1000
 
 
-def tree_bytes(tree: Mapping[str, Any], userblock: bytes = b"") -> bytes:
+def tree_bytes(tree: Mapping[str, Any]) -> bytes:
     """An HDF5 file whose groups are the mappings and whose datasets the values of ``tree``, texts of variable length as other programs have them.
 
-    A key "@name" is an attribute. ``userblock`` of 512 bytes stands before it.
+    A key "@name" is an attribute, a :class:`Data` an array with attributes of its own.
     """
     content = io.BytesIO()
-    # Times of writing would make every file another one.
-    with h5py.File(content, "w", userblock_size=len(userblock), track_order=False) as file:
+    with h5py.File(content, "w") as file:
         _fill(file, tree)
-    found = content.getvalue()
-    return userblock + found[len(userblock) :]
+    return content.getvalue()
 
 
 def _fill(group: h5py.Group, tree: Mapping[str, Any]) -> None:

@@ -65,7 +65,7 @@ def _data(taken: Taken, draft: Draft) -> None:
         for name, value in (("flip_rows", rows), ("flip_columns", columns), ("transpose", transpose)):
             if value or name == "flip_rows":
                 draft.add("data", name, value, f"meas_flipT = {[int(v) for v in flips]}")
-    elif taken.get("init_params.meas_Npix") is not None:
+    elif given is not None:
         draft.add("data", "flip_rows", False, "no meas_flipT")
     _crop(taken, draft)
 
