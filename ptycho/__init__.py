@@ -26,6 +26,8 @@ _PUBLIC = {
     "read": "ptycho.io",
     "write_empad": "ptycho.io",
     "write_hdf5": "ptycho.io",
+    "export": "ptycho.exchange",
+    "import_run": "ptycho.exchange",
     "load": "ptycho.io.result_file",
     "save": "ptycho.io.result_file",
     "reconstruct": "ptycho.pipeline",
@@ -57,8 +59,8 @@ _RENAMED = {"load": "load_result", "save": "save_result"}
 
 __all__ = [
     "EPIE", "Dataset4D", "Geometry", "Gradient", "MixedState", "PtychoError", "Recipe", "Result", "Simulation",
-    "__version__", "annulus", "calibrate", "com", "dcom", "idpc", "load", "obf", "parallax", "read", "reconstruct", "save", "segments", "simulate",
-    "ssb", "tune", "virtual_image", "virtual_images", "wdd", "write_empad", "write_hdf5",
+    "__version__", "annulus", "calibrate", "com", "dcom", "export", "idpc", "import_run", "load", "obf", "parallax", "read", "reconstruct", "save",
+    "segments", "simulate", "ssb", "tune", "virtual_image", "virtual_images", "wdd", "write_empad", "write_hdf5",
 ]  # fmt: skip
 
 if TYPE_CHECKING:
@@ -71,6 +73,8 @@ if TYPE_CHECKING:
     from ptycho.direct import ssb as ssb
     from ptycho.direct import wdd as wdd
     from ptycho.errors import PtychoError as PtychoError
+    from ptycho.exchange import export as export
+    from ptycho.exchange import import_run as import_run
     from ptycho.geometry import Geometry as Geometry
     from ptycho.io import read as read
     from ptycho.io import write_empad as write_empad

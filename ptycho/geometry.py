@@ -28,6 +28,12 @@ def wavelength_A(voltage_kV: float) -> float:
     return float(hc_eVA / np.sqrt(energy * (energy + 2 * _REST_ENERGY_EV)))
 
 
+def voltage_kV_of(wavelength_A: float) -> float:
+    """Acceleration voltage in kV of electrons of this wavelength: :func:`wavelength_A` the other way round."""
+    hc_eVA = _PLANCK_JS * _LIGHT_M_S / _CHARGE_C * 1e10
+    return float((np.sqrt((hc_eVA / wavelength_A) ** 2 + _REST_ENERGY_EV**2) - _REST_ENERGY_EV) * 1e-3)
+
+
 def interaction_parameter(voltage_kV: float) -> float:
     """sigma in rad / (V Å): the phase is sigma times the projected potential.
 

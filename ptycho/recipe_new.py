@@ -82,7 +82,7 @@ def new_recipe(data: Dataset4D, path: str, given: Mapping[str, Any], shape_known
     for line in _LINES:
         said = given.get(line.section, {}).get(line.name)
         if said is not None:
-            lines[line.section].append(_entry(line.name, said, f"{line.meaning}; given"))
+            lines[line.section].append(entry(line.name, said, f"{line.meaning}; given"))
         elif line.name == "step_A" and data.positions_A is not None:
             continue
         else:
@@ -93,7 +93,7 @@ def new_recipe(data: Dataset4D, path: str, given: Mapping[str, Any], shape_known
     for section, entries in given.items():
         for name, value in entries.items() if isinstance(entries, Mapping) else ():
             if section in lines and name not in {"path", *(key.name for key in _LINES)}:
-                lines[section].append(_entry(name, value, "given"))
+                lines[section].append(entry(name, value, "given"))
     text = "\n\n".join("\n".join([f"[{section}]", *entries]) for section, entries in lines.items())
     rest = {section: value for section, value in given.items() if section not in lines}
     head = [f"# {_headline(data, shape_known)}", *(f"# {warning}" for warning in data.warnings)]
@@ -133,17 +133,17 @@ def _found(data: Dataset4D, shape_known: bool) -> dict[str, Quantity]:
 def _known_line(line: _Line, known: Quantity | None, data: Dataset4D) -> str:
     if known is None:
         comment = f"{line.meaning}, not in the file" if line.needed else line.meaning
-        return f"# {_entry(line.name, None, comment, line.example)}"
+        return f"# {entry(line.name, None, comment, line.example)}"
     listed = line.name == "shape" and data.positions_A is not None
     pixel = known.value / data.preparation.bin if line.name == "pixel_invA" else known.value
     guess = "" if known.trusted else "; a guess"
-    entry = _entry(line.name, pixel, f"{line.meaning}; {known.source}{guess}")
+    written = entry(line.name, pixel, f"{line.meaning}; {known.source}{guess}")
     # What is fitted or guessed is found again by whoever reads the file: written down, it would count as measured.
     keep = known.trusted and not listed and not known.source.startswith("default")
-    return entry if keep else f"# {entry}"
+    return written if keep else f"# {written}"
 
 
-def _entry(name: str, value: Any, comment: str, text: str | None = None) -> str:
+def entry(name: str, value: Any, comment: str, text: str | None = None) -> str:
     """``name = value   # comment``, comments below each other."""
     shown = text if text is not None else _toml(value)
     return f"{f'{name} = {shown}':<29} # {' '.join(comment.split())}"

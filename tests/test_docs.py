@@ -27,7 +27,7 @@ FENCE = re.compile(r"^( *)```(\w+)\n(.*?)^ *```", re.MULTILINE | re.DOTALL)
 #: The scan of the pages, and the small one that stands in for it.
 SHOWN, SMALL = "scan_x48_y48.raw", "scan_x8_y8.raw"
 #: Commands that are quick enough to be run where their files are there.
-CHEAP = ("info", "check", "convert")
+CHEAP = ("info", "check", "convert", "export")
 
 pytestmark = pytest.mark.skipif(not (ROOT / "docs").is_dir(), reason="the documentation is not part of this copy")
 
@@ -93,7 +93,7 @@ def test_cheap_commands_run(page: Path, scan: Path, monkeypatch: pytest.MonkeyPa
     for words in commands(page):
         here = [word.replace(SHOWN, SMALL) for word in words]
         if here[0] in CHEAP and Path(here[1]).exists():
-            there = ["--overwrite"] if here[0] == "convert" else []
+            there = ["--overwrite"] if here[0] in ("convert", "export") else []
             ran = command.run(*here, *there)
             assert ran.code == 0, f"{here}: {ran.err}"
 

@@ -15,6 +15,7 @@ from ptycho.cli.calibrate import calibrate
 from ptycho.cli.check import check
 from ptycho.cli.convert import convert
 from ptycho.cli.doctor import doctor
+from ptycho.cli.exchange import export, import_
 from ptycho.cli.image import image
 from ptycho.cli.info import info
 from ptycho.cli.new import new
@@ -50,6 +51,8 @@ app.command(short_help="Search for a recipe's best values.")(tune)
 app.command(short_help="The page about a run, made again.")(report)
 app.command(short_help="Virtual detectors, CoM, DPC and iDPC as pictures.")(image)
 app.command(short_help="Write a data set as one HDF5 file.")(convert)
+app.command(short_help="Write a result as another program's file.")(export)
+app.command("import", short_help="Another program's parameters or result as ours.")(import_)
 app.command(short_help="Write a data set with known truth.")(simulate)
 app.command(short_help="Queue runs: Slurm jobs, arrays, or here.")(submit)
 app.command(short_help="How runs stand: state, epoch, loss, time left.")(status)

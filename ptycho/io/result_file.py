@@ -61,7 +61,7 @@ def save_result(result: Result, directory: str | os.PathLike[str]) -> Path:
     folder = Path(directory)
     # The arrays first: a picture that fails must not take the result with it.
     path = write_result(folder / RESULT, result)
-    write_file(folder / TIFF, _imagej(result))
+    write_file(folder / TIFF, phase_tiff(result))
     write_file(folder / PNG, phase_png(result))
     return path
 
@@ -176,7 +176,7 @@ def _plain(value: Any) -> Any:
     return value if isinstance(value, str) else float(value)
 
 
-def _imagej(result: Result) -> memoryview:
+def phase_tiff(result: Result) -> memoryview:
     """phase (slices, y, x) as an ImageJ stack: scale, slice spacing and a display range taken from the scanned field."""
     from ptycho.plot import robust_limits  # matplotlib only when there is something to draw
 
