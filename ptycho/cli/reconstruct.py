@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import zipfile
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from enum import StrEnum
 from pathlib import Path
@@ -54,6 +56,7 @@ def reconstruct(
     halves: Annotated[bool, typer.Option("--halves", help="Two half-data runs too: resolution, error.")] = False,
     fresh: Annotated[bool, typer.Option("--fresh", help="Move what is in DIR aside and start anew.")] = False,
     resume: Annotated[bool, typer.Option("--resume", help="Go on, as always; done is no error.")] = False,
+    live: Annotated[bool, typer.Option("--live", help="A page in the browser while it runs.")] = False,
     device: Annotated[Device, typer.Option(metavar="NAME", help="auto, cpu, cuda or mps.")] = Device.auto,
     threads: Threads = 0,
     voltage_kV: VoltageKV = None,
@@ -86,7 +89,7 @@ def reconstruct(
         "output.halves": halves or None,
     }  # fmt: skip
     recipe = recipe_for(str(_make_demo()) if source == "demo" else source, settings_of(given, set_))
-    folder, result = _run(recipe, RunPlace(output or Path(recipe.output.directory), fresh, resume), device, threads)
+    folder, result = _run(recipe, RunPlace(output or Path(recipe.output.directory), fresh, resume, live), device, threads)
     typer.echo(f"picture: {folder / 'phase.png'}")
     if result.quality is not None:
         typer.echo(result.quality.summary())
@@ -108,11 +111,12 @@ def _make_demo() -> Path:
 
 @dataclass(frozen=True)
 class RunPlace:
-    """Where the run's folder is, and what is done with one that is there."""
+    """Where the run's folder is, what is done with one that is there, and whether a page shows it."""
 
     path: Path
     fresh: bool
     resume: bool
+    live: bool = False
 
 
 def _run(recipe: Recipe, where: RunPlace, device: str, threads: int) -> tuple[Path, Result]:
@@ -128,11 +132,24 @@ def _run(recipe: Recipe, where: RunPlace, device: str, threads: int) -> tuple[Pa
         torch.set_num_threads(threads)
     # What is quick to check comes first; nothing is written before everything is known to be sound.
     folder, place = RunFolder(where.path, where.fresh, where.resume), choose_device(device)
-    with stopping() as stop:
+    with stopping() as stop, _page(where):
         data = recipe.read()
         epochs = sum(stage.epochs for stage in recipe.solve) * (3 if recipe.output.halves else 1)
         with shown(epochs) as progress:
             return folder.path, run(Job(recipe, data, place, folder, progress, stop))
+
+
+@contextmanager
+def _page(where: RunPlace) -> Iterator[None]:
+    """The live page beside the run, if it is wanted."""
+    if not where.live:
+        yield
+        return
+    from ptycho.watch import watched
+
+    with watched(where.path) as url:
+        typer.echo(f"live: {url}", err=True)
+        yield
 
 
 def _tell_agreement(result: Result, truth: Path) -> None:
