@@ -127,7 +127,7 @@ def _figure(panel: Panel, caption: str, kind: str) -> str:
 
     length = scale_bar_length_A(panel.width_A)
     bar = f'<span class="bar" style="width: {100 * length / panel.width_A:.2f}%">{length_label(length)}</span>'
-    image = f'<img alt="{escape(caption)}" src="data:image/png;base64,{panel.png}">'
+    image = f'<img alt="{escape(caption)}" src="data:image/png;base64,{panel.png()}">'
     ramp = f'{panel.low:.3g}<img class="ramp" alt="to" src="data:image/png;base64,{_ramp()}">{panel.high:.3g}'
     aspect = f"aspect-ratio: {panel.width_A:.6g} / {panel.height_A:.6g}"
     return f'<figure><div class="{kind}" style="{aspect}">{image}{bar}</div><figcaption>{escape(caption)}: {ramp}</figcaption></figure>'

@@ -58,7 +58,7 @@ class _Axis:
         else:
             margin = 0.05 * (high - low) or 0.05 * abs(high) or 1.0
             low, high = low - margin, high + margin
-            step = _nice((high - low) / 4)
+            step = _nice((high - low) / 5)
             self.ticks = [step * k for k in range(math.ceil(low / step), math.floor(high / step) + 1)]
         self.low, self.high = (math.log10(low), math.log10(high)) if self.log else (low, high)
         self.ticks = [value for value in self.ticks if _TOP - 1 <= self(value) <= _HEIGHT - _BOTTOM + 1]
@@ -69,9 +69,9 @@ class _Axis:
 
 
 def _nice(step: float) -> float:
-    """The smallest of 1, 2, 5 times a power of ten that is at least ``step``."""
+    """The smallest of 1, 2, 2.5, 5 times a power of ten that is at least ``step``."""
     power = 10.0 ** math.floor(math.log10(step))
-    return next(m * power for m in (1, 2, 5, 10) if m * power >= 0.999999 * step)
+    return next(m * power for m in (1, 2, 2.5, 5, 10) if m * power >= 0.999999 * step)
 
 
 def _whole_ticks(first: int, last: int) -> list[int]:

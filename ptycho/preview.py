@@ -7,11 +7,13 @@ import contextlib
 import json
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
+from scipy.ndimage import zoom
 
 from ptycho.atomic import write_file
 from ptycho.errors import OutputError
@@ -22,15 +24,19 @@ from ptycho.result import Result
 PREVIEW = "live.json"
 #: A picture comes at most this often, and all of them take at most this share of a run's time.
 EVERY_S, SHARE = 2.0, 0.01
-#: Larger pictures are shown more coarsely.
-_MOST_PX = 512
+#: Larger pictures are shown more coarsely; smaller ones are interpolated, as a screen would not: they are band-limited.
+_MOST_PX, _LEAST_PX = 512, 256
 
 
 @dataclass(frozen=True)
 class Panel:
-    """A bare picture: the PNG file in base64, its width and height in Å, and what its darkest and its brightest colour stand for."""
+    """A picture: uint8 (y, x) in base64, its shape, width and height in Å, and what 0 and 255 stand for.
 
-    png: str
+    Whoever looks makes colours of it: a tenth of a second that the run is spared.
+    """
+
+    pixels: str
+    shape: tuple[int, int]
     width_A: float
     height_A: float
     low: float
@@ -39,11 +45,34 @@ class Panel:
     @classmethod
     def of(cls, image: NDArray[Any], pixel_A: float, limits: tuple[float, float]) -> Panel:
         """Of an image (y, x)."""
-        from ptycho.plot import bare_png
+        low, high = map(float, limits)
+        shown = coarser(image, -(-max(image.shape) // _MOST_PX))
+        levels = ((shown - low) * (255 / (high - low))).round().clip(0, 255).astype(np.uint8)
+        height_A, width_A = (float(n * pixel_A) for n in image.shape)
+        return cls(base64.b64encode(levels.tobytes()).decode(), (levels.shape[0], levels.shape[1]), width_A, height_A, low, high)
 
-        height, width = image.shape
-        png = bare_png(coarser(image, -(-max(image.shape) // _MOST_PX)), limits)
-        return cls(base64.b64encode(png).decode(), width * pixel_A, height * pixel_A, float(limits[0]), float(limits[1]))
+    @classmethod
+    def parse(cls, tree: dict[str, Any]) -> Panel:
+        """From the fields as JSON has them. Raises ValueError, KeyError or TypeError for what is none."""
+        height, width = map(int, tree["shape"])
+        numbers = [float(tree[name]) for name in ("width_A", "height_A", "low", "high")]
+        if len(base64.b64decode(tree["pixels"], validate=True)) != height * width or not np.isfinite(numbers).all() or min(numbers[:2]) <= 0:
+            raise ValueError("a picture of another shape")
+        return cls(tree["pixels"], (height, width), *numbers)
+
+    def png(self) -> str:
+        """The PNG file in base64."""
+        return _png(self.pixels, self.shape)
+
+
+@lru_cache(maxsize=8)
+def _png(pixels: str, shape: tuple[int, int]) -> str:
+    from ptycho.plot import bare_png
+
+    image = np.frombuffer(base64.b64decode(pixels), np.uint8).reshape(shape).astype(np.float32)
+    if max(shape) < _LEAST_PX:
+        image = zoom(image, -(-_LEAST_PX // max(shape)), order=3, mode="nearest", grid_mode=True)
+    return base64.b64encode(bare_png(image, (0.0, 255.0))).decode()
 
 
 @dataclass(frozen=True)
@@ -75,16 +104,9 @@ class Preview:
         """From the file's content. Raises ValueError when it is none."""
         try:
             tree = json.loads(text)
-            panels = {name: _panel(**tree[name]) for name in ("phase", "probe")}
-            return cls(int(tree["epoch"]), **panels)
+            return cls(int(tree["epoch"]), Panel.parse(tree["phase"]), Panel.parse(tree["probe"]))
         except (KeyError, TypeError, AttributeError) as error:
             raise ValueError(f"not a preview ({error})") from None
-
-
-def _panel(png: str, **numbers: float) -> Panel:
-    # Whoever writes into the folder must not write into the page.
-    base64.b64decode(png, validate=True)
-    return Panel(png, **{name: float(value) for name, value in numbers.items()})
 
 
 class PreviewWriter:
@@ -106,7 +128,7 @@ class PreviewWriter:
         with self.pace, contextlib.suppress(OutputError):
             result = so_far()
             if np.isfinite(result.object).all() and np.isfinite(result.probe).all():
-                write_file(self.path, Preview.of(result).text().encode())
+                write_file(self.path, Preview.of(result).text().encode(), lasting=False)
 
 
 def discard_preview(folder: Path) -> None:
