@@ -13,7 +13,7 @@ import numpy as np
 
 from ptycho.loss_curve import loss_svg
 from ptycho.preview import EVERY_S, Panel, Preview
-from ptycho.report_page import STYLE, warnings_list
+from ptycho.report_page import STYLE, figure, warnings_list
 
 if TYPE_CHECKING:
     from ptycho.result import EpochRecord
@@ -36,7 +36,7 @@ _STYLE = """
 _PAGE_STYLE = """
 body { max-width: 66rem } .state { margin: .1rem 0 1.1rem } .state b { margin-right: .6rem } .bad b { color: #b00 }
 #lost { padding: .3rem .8rem; border-left: 3px solid #c60; background: #fff8f0 }
-.done { max-width: 40rem } .done img { display: block; max-width: 100%; height: auto }
+main p a { color: #2a5a94 }
 """
 #: Asks for the page again and puts what is new in the place of what is old: nothing flickers, and it stays when nobody answers any more.
 _SCRIPT = """
@@ -69,9 +69,12 @@ _SAID = {
 }
 
 
-def live_picture(preview: Preview | None, history: Sequence[EpochRecord]) -> str:
-    """Phase, probe and loss side by side, or one below the other where the screen is narrow; HTML that needs nothing else."""
-    phase = "" if preview is None else _figure(preview.phase, f"Phase (rad), epoch {preview.epoch}", "picture")
+def live_picture(preview: Preview | None, history: Sequence[EpochRecord], phase: str = "") -> str:
+    """Phase, probe and loss side by side, or one below the other where the screen is narrow; HTML that needs nothing else.
+
+    ``phase`` is a figure that stands in for the preview's.
+    """
+    phase = phase if preview is None else _figure(preview.phase, f"Phase (rad), epoch {preview.epoch}", "picture")
     probe = "" if preview is None else _figure(preview.probe, "Probe, amplitude (√electrons)", "picture probe")
     loss = f"<figure>{loss_svg(history)}<figcaption>Deviance per pixel.</figcaption></figure>" if history else ""
     return f'<div class="ptycho-live"><style>{_STYLE}</style>{phase}<div>{probe}{loss}</div></div>'
@@ -80,11 +83,9 @@ def live_picture(preview: Preview | None, history: Sequence[EpochRecord]) -> str
 def live_page(run: Run, preview: Preview | None, history: Sequence[EpochRecord], warnings: Sequence[str], phase_png: bytes | None) -> str:
     """The whole page; ``phase_png`` is the picture of a finished run."""
     name = run.folder.absolute().name or str(run.folder)
-    picture = live_picture(preview, history)
-    if phase_png is not None:
-        shown = base64.b64encode(phase_png).decode()
-        link = '<p><a href="report.html">The report</a> shows all of it.</p>'
-        picture = f'{link}<div class="done"><img alt="phase" src="data:image/png;base64,{shown}"></div>{picture}'
+    picture = live_picture(preview, history, "" if phase_png is None else figure(phase_png, "Phase in the scanned field."))
+    if run.state == "finished":
+        picture = f'<p><a href="report.html">The report</a> shows all of it.</p>{picture}'
     told = warnings_list(warnings) if warnings else ""
     bad = " bad" if run.state in ("failed", "dead", "unreadable") else ""
     main = f'<main data-state="{escape(run.state)}"><h1>{escape(name)}</h1><p class="state{bad}">{_state(run)}</p>{picture}{told}</main>'
