@@ -32,6 +32,7 @@ _PUBLIC = {
     "save": "ptycho.io.result_file",
     "reconstruct": "ptycho.pipeline",
     "calibrate": "ptycho.calibration",
+    "LiveFigure": "ptycho.live_figure",
     "tune": "ptycho.tuning",
     "parallax": "ptycho.tilt_corrected",
     "Recipe": "ptycho.recipe",
@@ -58,7 +59,7 @@ _PUBLIC = {
 _RENAMED = {"load": "load_result", "save": "save_result"}
 
 __all__ = [
-    "EPIE", "Dataset4D", "Geometry", "Gradient", "MixedState", "PtychoError", "Recipe", "Result", "Simulation",
+    "EPIE", "Dataset4D", "Geometry", "Gradient", "LiveFigure", "MixedState", "PtychoError", "Recipe", "Result", "Simulation",
     "__version__", "annulus", "calibrate", "com", "dcom", "export", "idpc", "import_run", "load", "obf", "parallax", "read", "reconstruct", "save",
     "segments", "simulate", "ssb", "tune", "virtual_image", "virtual_images", "wdd", "write_empad", "write_hdf5",
 ]  # fmt: skip
@@ -81,6 +82,7 @@ if TYPE_CHECKING:
     from ptycho.io import write_hdf5 as write_hdf5
     from ptycho.io.result_file import load_result as load
     from ptycho.io.result_file import save_result as save
+    from ptycho.live_figure import LiveFigure as LiveFigure
     from ptycho.pipeline import reconstruct as reconstruct
     from ptycho.recipe import Recipe as Recipe
     from ptycho.result import Result as Result

@@ -21,19 +21,24 @@ PART = ".part"
 _CANNOT = (errno.EINVAL, errno.ENOTSUP, errno.EBADF)
 
 
-def write_file(path: Path, content: bytes | memoryview) -> Path:
-    """Put ``content`` at ``path`` in one step; an older file stays until then. Raises OutputError, with what is needed and what is free."""
+def write_file(path: Path, content: bytes | memoryview, lasting: bool = True) -> Path:
+    """Put ``content`` at ``path`` in one step; an older file stays until then. Raises OutputError, with what is needed and what is free.
+
+    What need not be ``lasting`` is not waited for until it is on the disk: a power cut may leave an empty file.
+    """
     temporary = None
     try:
         handle, temporary = tempfile.mkstemp(PART, f".{path.name}.", path.parent)
         try:
             write_all(handle, content)
-            os.fsync(handle)
+            if lasting:
+                os.fsync(handle)
         finally:
             os.close(handle)
         os.chmod(temporary, usual_mode())
         os.replace(temporary, path)
-        sync_folder(path.parent)
+        if lasting:
+            sync_folder(path.parent)
     except OSError as error:
         raise unwritable(path, error, len(content)) from None
     finally:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import astuple, dataclass
 from typing import Any
 
@@ -32,8 +32,8 @@ from ptycho.views import View
 
 logger = logging.getLogger("ptycho")
 
-#: Told of every epoch: what happened, and how many epochs there will be at most.
-Progress = Callable[[EpochRecord, int], None]
+#: Told of every epoch: the model as it is, what has happened so far, and how many epochs there will be at most.
+Tell = Callable[[Ptychography, Sequence[EpochRecord], int], None]
 
 #: The model is looked at every so many epochs, and at the end of each stage.
 _DIAGNOSED_EVERY = 10
@@ -49,7 +49,7 @@ class Prepared:
     warnings: tuple[str, ...] = ()
 
 
-def solve_stages(prepared: Prepared, device: torch.device, tell: Progress, keeper: Keeper) -> tuple[Ptychography, Patterns, tuple[EpochRecord, ...]]:
+def solve_stages(prepared: Prepared, device: torch.device, tell: Tell, keeper: Keeper) -> tuple[Ptychography, Patterns, tuple[EpochRecord, ...]]:
     """All stages, one after the other; the model and the patterns of the last one, and what happened.
 
     ``tell`` hears of every epoch; ``keeper`` says where to begin, keeps the state, and may raise Stopped. Raises DivergedError when the
@@ -66,7 +66,7 @@ def solve_stages(prepared: Prepared, device: torch.device, tell: Progress, keepe
 class _Course:
     """The stages and what goes on through all of them."""
 
-    def __init__(self, prepared: Prepared, device: torch.device, tell: Progress, keeper: Keeper) -> None:
+    def __init__(self, prepared: Prepared, device: torch.device, tell: Tell, keeper: Keeper) -> None:
         self.prepared, self.tell, self.keeper = prepared, tell, keeper
         self.recipe = prepared.recipe
         self.stages, self.doctor = _Stages(prepared, device, keeper.ranks), _Doctor()
@@ -133,7 +133,7 @@ class _Course:
         record = EpochRecord(self.stage, solver.kind, len(self.history) + 1, epoch.loss, seconds, epoch.held_out, note)
         self.history.append(record)
         logger.info(_line(record, self.total))
-        self.tell(record, self.total)
+        self.tell(model, self.history, self.total)
 
 
 class _Stages:

@@ -31,11 +31,11 @@ class Examples:
         """From ``pairs`` (2, 3, ky, kx) of measured and modelled electrons, zero frequency in the corner; at most 256 pixels wide are kept."""
         shift = np.fft.fftshift(pairs, axes=(-2, -1))
         factor = -(-max(shift.shape[-2:]) // _MOST_PX)
-        measured, modelled = (_coarser(part, factor).astype(np.float32) for part in shift)
+        measured, modelled = (coarser(part, factor).astype(np.float32) for part in shift)
         return cls(measured, modelled, np.asarray(positions, np.int64), np.asarray(chi_squared, np.float64), float(pixel_mrad * factor))
 
 
-def _coarser(images: NDArray[Any], factor: int) -> NDArray[Any]:
+def coarser(images: NDArray[Any], factor: int) -> NDArray[Any]:
     """Means over ``factor`` x ``factor`` pixels of images (..., y, x), NaN with any that is; incomplete ones at the edges are left out."""
     *leading, height, width = (*images.shape[:-2], images.shape[-2] // factor, images.shape[-1] // factor)
     whole = images[..., : height * factor, : width * factor]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
@@ -15,7 +15,7 @@ import torch
 
 from ptycho.account import Account, warnings_kept
 from ptycho.check import Plan, warnings_of
-from ptycho.course import Prepared, Progress, solve_stages
+from ptycho.course import Prepared, Tell, solve_stages
 from ptycho.data import Dataset4D
 from ptycho.defaults import default_stages
 from ptycho.device import choose_device
@@ -30,6 +30,8 @@ from ptycho.keeper import Identity, Keeper, never
 from ptycho.known import known_object, known_start
 from ptycho.loss import choose_loss
 from ptycho.memory import is_out_of_memory
+from ptycho.model import Ptychography
+from ptycho.preview import PreviewWriter, discard_preview
 from ptycho.quality import assess, check_field
 from ptycho.ranks import Ranks
 from ptycho.recipe import Recipe, model_from, solver_keys, solvers_from
@@ -46,9 +48,15 @@ from ptycho.tilt_fit import fit_tilt
 logger = logging.getLogger("ptycho")
 
 
+#: Told of every epoch, those of the halves included: what happened, and how many epochs there will be at most.
+Progress = Callable[[EpochRecord, int], None]
+#: Shown the result as it stands after every epoch.
+OnEpoch = Callable[[Result], object]
+
+
 @dataclass(frozen=True)
 class Job:
-    """A run's inputs: what to do, on what, where. Of several processes that share it only the first of ``ranks`` has a folder."""
+    """A run's inputs: what to do, on what, where, who is told. Of several processes that share it only the first of ``ranks`` has a folder."""
 
     recipe: Recipe
     data: Dataset4D
@@ -57,6 +65,7 @@ class Job:
     progress: Progress | None = None
     stop: Callable[[], bool] = never
     ranks: Ranks = field(default_factory=Ranks)
+    on_epoch: OnEpoch | None = None
 
 
 def reconstruct(
@@ -65,7 +74,7 @@ def reconstruct(
     solve: Any = None,
     device: str = "auto",
     output: str | Path | None = None,
-    progress: Progress | None = None,
+    on_epoch: OnEpoch | None = None,
     halves: bool | None = None,
     stop: Callable[[], bool] = never,
     ranks: Ranks | None = None,
@@ -78,8 +87,9 @@ def reconstruct(
     stages instead, as solver records or dictionaries. ``output`` is a folder for the results; without it nothing is written. A run that was
     interrupted there goes on, if recipe and data are the same. ``halves``
     (default: the recipe's) reconstructs two halves of the data too and compares them: the result's ``quality``. ``stop`` is asked after every
-    batch; when it says True the state is kept in the folder and Stopped is raised. ``ranks``, from :func:`ptycho.ranks.joined`, are the processes
-    that share the work: all call this function with the same arguments, the first one writes.
+    batch; when it says True the state is kept in the folder and Stopped is raised. ``on_epoch`` is called after every epoch (not those of the halves)
+    with the result as it stands, whose aberrations are still the nominal ones: :class:`ptycho.LiveFigure` shows it in a notebook. ``ranks``, from
+    :func:`ptycho.ranks.joined`, are the processes that share the work: all call this function with the same arguments, the first one writes.
     Raises a PtychoError (RecipeError, DataError, OutputError, OutOfMemoryError, DivergedError) with a sentence that says what to do.
     """
     if isinstance(source, (str, Path)):
@@ -92,7 +102,7 @@ def reconstruct(
     place = choose_device(device, ranks)
     folder = None if output is None or not ranks.first else RunFolder(output)
     data = source.read() if isinstance(source, Recipe) else source
-    return run(Job(recipe, data, place, folder, progress, stop, ranks))
+    return run(Job(recipe, data, place, folder, None, stop, ranks, on_epoch))
 
 
 def run(job: Job) -> Result:
@@ -136,6 +146,7 @@ def _kept_run(job: Job, prepared: Prepared) -> Result:
         folder.write("report.html", report(result))
         folder.set_status("finished", epoch=len(result.history), loss=result.history[-1].loss if result.history else None)
         keeper.finish()
+        discard_preview(folder.path)
     return result
 
 
@@ -256,24 +267,32 @@ def _warnings(job: Job, prepared: Prepared) -> list[str]:
 
 
 def _reconstructed(job: Job, prepared: Prepared, keeper: Keeper) -> Result:
-    geometry = prepared.data.geometry
-    model, patterns, history = solve_stages(prepared, job.device, _teller(job), keeper)
-    result = Result.of(model, history, prepared.recipe.text(), geometry.voltage_kV, geometry.semiangle_mrad, geometry.aberrations)
+    geometry, text = prepared.data.geometry, prepared.recipe.text()
+    nominal = (text, geometry.voltage_kV, geometry.semiangle_mrad, geometry.aberrations)
+    tell = _teller(job, lambda model, history: Result.so_far(model, history, *nominal))
+    model, patterns, history = solve_stages(prepared, job.device, tell, keeper)
+    result = Result.of(model, history, *nominal)
     if result.instrument is not None and result.instrument.summary:
         logger.info(f"source and detector: {result.instrument.summary}")
     residual, examples = compare(model, patterns, seen_through(geometry, patterns.view))
     return replace(result, residual=residual, examples=examples)
 
 
-def _teller(job: Job) -> Progress:
-    """What is done with the news of every epoch."""
+def _teller(job: Job, so_far: Callable[[Ptychography, Sequence[EpochRecord]], Result]) -> Tell:
+    """What is done with the news of every epoch; ``so_far`` makes them a result."""
+    preview = None if job.folder is None else PreviewWriter(job.folder.path)
 
-    def tell(record: EpochRecord, total: int) -> None:
+    def tell(model: Ptychography, history: Sequence[EpochRecord], total: int) -> None:
+        record = history[-1]
         if job.folder is not None:
             job.folder.add_epoch(record)
             job.folder.set_status("running", epoch=record.epoch, epochs=total, loss=record.loss, held_out=record.held_out)
+        if preview is not None:
+            preview(lambda: so_far(model, history))
         if job.progress is not None:
             job.progress(record, total)
+        if job.on_epoch is not None:
+            job.on_epoch(so_far(model, history))
 
     return tell
 
@@ -295,7 +314,7 @@ def _judged(job: Job, prepared: Prepared, whole: Result, keeper: Keeper) -> Resu
         if result is None:
             logger.info(f"half {number} of 2: {'every second electron' if by == 'electrons' else 'every second position'}, drawn by chance")
             with _memory_told():
-                result = _reconstructed(replace(_third(job, number), folder=None), part, keeper)
+                result = _reconstructed(replace(_third(job, number), folder=None, on_epoch=None), part, keeper)
             keeper.keep_result(name, result)
         results.append(result)
     quality = assess(whole, (results[0], results[1]), (halves[0].positions, halves[1].positions), by)

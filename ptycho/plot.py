@@ -11,7 +11,7 @@ from matplotlib import colormaps
 from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
-from matplotlib.image import AxesImage
+from matplotlib.image import AxesImage, imsave
 from matplotlib.patches import Circle, Rectangle
 from matplotlib.patheffects import withStroke
 from matplotlib.ticker import MaxNLocator
@@ -99,6 +99,13 @@ def phase_png(result: Result) -> bytes:
     return page.png()
 
 
+def bare_png(image: Image, limits: Limits) -> bytes:
+    """An image (y, x), one pixel for each number and nothing around it, as a PNG file: made in a hundredth of a page's time."""
+    file = io.BytesIO()
+    imsave(file, image, vmin=limits[0], vmax=limits[1], cmap=MAP, format="png", pil_kwargs={"compress_level": 1})
+    return file.getvalue()
+
+
 def overview_png(look: Overview, title: str, step_A: float | None) -> bytes:
     """Mean pattern (square root), bright-field image and histogram side by side, as a PNG file; with a scale bar if the step is known."""
     page = Page(11.2, 4.1)
@@ -133,6 +140,11 @@ def scale_bar_length_A(width_A: float) -> float:
     """The longest of 1, 2, 5 times a power of ten, in Å, within a quarter of the image's width."""
     power = 10.0 ** math.floor(math.log10(width_A / 4))
     return max(step * power for step in (1, 2, 5) if step * power <= width_A / 4)
+
+
+def length_label(length: float, unit: str = "Å") -> str:
+    """A round length in words: "5 Å", "2 nm"; of another ``unit`` it stays in that."""
+    return f"{length / 10:g} nm" if length >= 10 and unit == "Å" else f"{length:g} {unit}"
 
 
 def robust_limits(image: Image) -> Limits:
@@ -265,7 +277,7 @@ def dotted_circle(axes: Axes, centre: tuple[float, float], radius: float) -> Non
 def scale_bar(axes: Axes, width_A: float, width_in: float, height_in: float, unit: str = "Å") -> None:
     """A bar of a round length, and that length, in the lower left corner of axes of this size; of another ``unit`` than Å it stays in that."""
     length = scale_bar_length_A(width_A)
-    label = f"{length / 10:g} nm" if length >= 10 and unit == "Å" else f"{length:g} {unit}"
+    label = length_label(length, unit)
     outline = [withStroke(linewidth=2, foreground="black", alpha=0.6)]
     x, y, part = 0.12 / width_in, 0.12 / height_in, length / width_A
     axes.add_patch(Rectangle((x, y), part, 0.045 / height_in, transform=axes.transAxes, facecolor="white", path_effects=outline))

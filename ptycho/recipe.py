@@ -11,6 +11,7 @@ import os
 import tomllib
 from collections.abc import Mapping, Sequence
 from dataclasses import fields, is_dataclass, replace
+from itertools import pairwise
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -291,7 +292,7 @@ def _apply(tree: dict[str, Any], setting: str) -> None:
     key, value = setting_of(setting)
     *parents, last = key.split(".")
     node: Any = tree
-    for name, following in zip(parents, [*parents[1:], last], strict=True):
+    for name, following in pairwise([*parents, last]):
         node = _child(node, name, [] if following.isdigit() else {}, setting)
     if isinstance(node, list):
         _child(node, last, value, setting)

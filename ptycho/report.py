@@ -12,6 +12,7 @@ from ptycho.report_page import page
 from ptycho.report_sections import all_sections
 from ptycho.result import Result
 
+REPORT = "report.html"
 #: A line of log.txt: date, time, level, message.
 _WARNING = re.compile(r"\S+ \S+ WARNING (.+)")
 
@@ -28,7 +29,13 @@ def report_of(run: Path) -> str:
     """The page about a finished run, from its folder or its result.h5. Raises DataError when there is no sound result."""
     result = load_result(run)
     folder = run if run.is_dir() else run.parent
-    return report(result, _logged(folder / "log.txt") if result.account is None else ())
+    if result.account is not None:
+        return report(result)
+    try:
+        log = (folder / "log.txt").read_text(encoding="utf-8", errors="replace")
+    except OSError:
+        log = ""
+    return report(result, logged_warnings(log))
 
 
 def data_name(result: Result) -> str:
@@ -41,10 +48,6 @@ def data_name(result: Result) -> str:
     return PureWindowsPath(path.partition("::")[0]).name or "reconstruction"
 
 
-def _logged(log: Path) -> list[str]:
-    """The warnings in a log, each once; none when there is no log."""
-    try:
-        lines = log.read_text(encoding="utf-8", errors="replace").splitlines()
-    except OSError:
-        return []
-    return list(dict.fromkeys(match[1] for match in map(_WARNING.fullmatch, lines) if match))
+def logged_warnings(log: str) -> list[str]:
+    """The warnings in a log, each once."""
+    return list(dict.fromkeys(match[1] for match in map(_WARNING.fullmatch, log.splitlines()) if match))

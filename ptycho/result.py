@@ -93,6 +93,20 @@ class Result:
         """The state of ``model`` as a value. ``aberrations`` are the nominal ones; what the probe has learned is measured against them."""
         from ptycho.probe_fit import total_aberrations  # late: a result is looked at without torch
 
+        result = cls.so_far(model, history, recipe, voltage_kV, semiangle_mrad, aberrations)
+        return replace(result, aberrations=name_aberrations(total_aberrations(model.probe, aberrations, model.propagator.wavelength_A)))
+
+    @classmethod
+    def so_far(
+        cls,
+        model: Ptychography,
+        history: Sequence[EpochRecord],
+        recipe: str,
+        voltage_kV: float,
+        semiangle_mrad: float,
+        aberrations: Aberrations,
+    ) -> Result:
+        """The same of a model that still learns: its aberrations stay the nominal ones, since measuring them takes most of the time."""
         return cls(
             object=_numpy(model.object.transmission).astype(np.complex64),
             occupancy=_numpy(model.object.occupancy),
@@ -106,7 +120,7 @@ class Result:
             versions=_versions(),
             voltage_kV=float(voltage_kV),
             semiangle_mrad=float(semiangle_mrad),
-            aberrations=name_aberrations(total_aberrations(model.probe, aberrations, model.propagator.wavelength_A)),
+            aberrations=name_aberrations(aberrations),
             instrument=Instrument.of(model),
         )
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import tomllib
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,7 @@ import torch
 from numpy.typing import NDArray
 
 import ptycho
+from ptycho import pipeline
 from ptycho.defaults import default_stages
 from ptycho.device import choose_device
 from ptycho.diagnose import Finding
@@ -115,20 +117,32 @@ def test_a_finding_is_told_once_and_kept(
     assert json.loads((tmp_path / "run" / "metrics.jsonl").read_text().splitlines()[0])["note"] == result.history[0].note
 
 
+def test_the_result_so_far_is_shown_after_every_epoch(data: ptycho.Dataset4D) -> None:
+    seen: list[ptycho.Result] = []
+    result = reconstruct(data, epochs=2, on_epoch=seen.append)
+    assert [shown.history for shown in seen] == [result.history[:1], result.history]
+    assert_same(seen[-1], result)
+    assert not np.array_equal(seen[0].object, result.object)  # a copy of what was there then
+
+
 def test_progress_is_told_of_every_epoch(data: ptycho.Dataset4D) -> None:
     told: list[tuple[EpochRecord, int]] = []
-    result = reconstruct(data, epochs=2, progress=lambda record, total: told.append((record, total)))
+    recipe = Recipe.of(data).model_copy(update={"solve": (ptycho.Gradient(epochs=2),)})
+    result = pipeline.run(pipeline.Job(recipe, data, choose_device("cpu"), progress=lambda record, total: told.append((record, total))))
     assert told == [(record, 2) for record in result.history]
 
 
-def test_halves_tell_how_good_it_is(tmp_path: Path, disk_patterns: NDArray[np.float32]) -> None:
+def test_halves_tell_how_good_it_is(tmp_path: Path, disk_patterns: NDArray[np.float32], monkeypatch: pytest.MonkeyPatch) -> None:
     np.save(tmp_path / "scan.npy", disk_patterns)
     data = ptycho.read(tmp_path / "scan.npy", **(KNOWN | {"step_A": 1.4}))
     plain = reconstruct(data, epochs=2, batch=8)
     told: list[tuple[int, int]] = []
-    result = reconstruct(
-        data, epochs=2, batch=8, halves=True, output=tmp_path / "run", progress=lambda record, total: told.append((record.epoch, total))
-    )
+    seen: list[ptycho.Result] = []
+    with monkeypatch.context() as patch:
+        job = pipeline.Job
+        patch.setattr(pipeline, "Job", lambda *a: replace(job(*a), progress=lambda record, total: told.append((record.epoch, total))))
+        result = reconstruct(data, epochs=2, batch=8, halves=True, output=tmp_path / "run", on_epoch=seen.append)
+    assert [shown.history[-1].epoch for shown in seen] == [1, 2]  # of the whole, not of its halves
     # The result is the same, and the halves are no part of its history.
     assert_same(result, plain)
     assert plain.quality is None and plain.residual is not None

@@ -244,6 +244,7 @@ def test_set_makes_and_changes_stages() -> None:
     tree = {**DATA, "solve": [{"kind": "epie"}]}
     recipe = Recipe.parse(tree, ["solve.0.epochs=3", "solve.1.epochs=4"])
     assert recipe.solve == (EPIE(epochs=3), Gradient(epochs=4))
+    assert Recipe.parse(tree, ['solve=[{kind="gradient", epochs=2}]']).solve == (Gradient(epochs=2),)  # a key without a dot
     assert tree == {**DATA, "solve": [{"kind": "epie"}]}  # what was given stays
     assert Recipe.parse({**DATA, "solve": []}).solve == Recipe.parse(DATA).solve == ()  # the run fills in what suits the data
 

@@ -25,6 +25,7 @@ from ptycho.cli.simulate import simulate
 from ptycho.cli.status import status
 from ptycho.cli.submit import submit
 from ptycho.cli.tune import tune
+from ptycho.cli.watch import watch
 from ptycho.errors import OutOfMemoryError, PtychoError, Stopped
 
 #: Exit code of a command that Ctrl-C ended, as shells have it: 128 + SIGINT.
@@ -48,6 +49,7 @@ app.command(short_help="What is in a file, and what is missing.")(info)
 app.command(short_help="Find flips, rotation, defocus and pixel from the data.")(calibrate)
 app.command(short_help="Is all well with a run, before it begins?")(check)
 app.command(short_help="Search for a recipe's best values.")(tune)
+app.command(short_help="A live page about a run.")(watch)
 app.command(short_help="The page about a run, made again.")(report)
 app.command(short_help="Virtual detectors, CoM, DPC and iDPC as pictures.")(image)
 app.command(short_help="Write a data set as one HDF5 file.")(convert)

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import zipfile
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from enum import StrEnum
 from pathlib import Path
@@ -55,6 +57,7 @@ def reconstruct(
     halves: Annotated[bool, typer.Option("--halves", help="Two half-data runs too: resolution, error.")] = False,
     fresh: Annotated[bool, typer.Option("--fresh", help="Move what is in DIR aside and start anew.")] = False,
     resume: Annotated[bool, typer.Option("--resume", help="Go on, as always; done is no error.")] = False,
+    live: Annotated[bool, typer.Option("--live", help="A page in the browser while it runs.")] = False,
     device: Annotated[Device, typer.Option(metavar="NAME", help="auto, cpu, cuda or mps.")] = Device.auto,
     threads: Threads = 0,
     voltage_kV: VoltageKV = None,
@@ -94,7 +97,7 @@ def reconstruct(
         with joined() as ranks:
             recipe = recipe_for(str(_make_demo(ranks)) if source == "demo" else source, settings_of(given, set_))
             folder = output or Path(recipe.output.directory)
-            result = _run(recipe, RunPlace(folder, fresh, resume, ranks), device, threads)
+            result = _run(recipe, RunPlace(folder, fresh, resume, ranks, live), device, threads)
             if ranks.first:
                 _tell(folder, result, recipe)
     except Stopped as stopped:
@@ -126,12 +129,13 @@ def _make_demo(ranks: Ranks) -> Path:
 
 @dataclass(frozen=True)
 class RunPlace:
-    """Where the run's folder is, what is done with one that is there, and which processes share the work."""
+    """Where the run's folder is, what is done with one that is there, which processes share the work, and whether a page shows it."""
 
     path: Path
     fresh: bool
     resume: bool
     ranks: Ranks
+    live: bool = False
 
 
 def _run(recipe: Recipe, where: RunPlace, device: str, threads: int) -> Result:
@@ -150,11 +154,24 @@ def _run(recipe: Recipe, where: RunPlace, device: str, threads: int) -> Result:
     ranks = where.ranks
     folder = RunFolder(where.path, where.fresh, where.resume) if ranks.first else None
     place = choose_device(device, ranks)
-    with stopping() as stop:
+    with stopping() as stop, _page(where):
         data = recipe.read()
         epochs = sum(stage.epochs for stage in recipe.solve) * (3 if recipe.output.halves else 1)
         with shown(epochs) if ranks.first else silent() as progress:
             return run(Job(recipe, data, place, folder, progress, stop, ranks))
+
+
+@contextmanager
+def _page(where: RunPlace) -> Iterator[None]:
+    """The live page beside the run, if it is wanted."""
+    if not where.live or not where.ranks.first:
+        yield
+        return
+    from ptycho.watch import watched
+
+    with watched(where.path) as url:
+        typer.echo(f"live: {url}", err=True)
+        yield
 
 
 def _tell_agreement(result: Result, truth: Path) -> None:
