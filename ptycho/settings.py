@@ -33,7 +33,7 @@ def apply(tree: dict[str, Any], setting: str) -> None:
     key, value = setting_of(setting)
     *parents, last = key.split(".")
     node: Any = tree
-    for name, following in zip(parents, [*parents[1:], last], strict=True):
+    for name, following in zip(parents, [*parents, last][1:], strict=True):
         node = _child(node, name, [] if following.isdigit() else {}, setting)
     if isinstance(node, list):
         _child(node, last, value, setting)

@@ -43,7 +43,6 @@ class Simulation:
     """
 
     specimen: str = "WS2"
-    zone_axis: tuple[int, int, int] = (0, 0, 1)
     scan_shape: tuple[int, int] = (32, 32)
     step_A: float = 0.8
     rotation_deg: float = 0.0
@@ -63,6 +62,7 @@ class Simulation:
     detector_mtf: tuple[tuple[float, float], ...] = ()
     vacancy_fraction: float = 0.05
     thickness_A: float = 100.0
+    zone_axis: tuple[int, int, int] = (0, 0, 1)
     slice_thickness_A: float | None = None
     rms_displacement_A: float | Mapping[str, float] = 0.06
     frozen_phonons: int = 0

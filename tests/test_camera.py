@@ -24,12 +24,12 @@ def test_one_bright_pixel_shows_the_point_spread() -> None:
     """The MTF of a Gaussian gives a Gaussian, about the pixel, with all electrons."""
     bright = np.zeros((2, 33, 40), np.float32)
     bright[0, 16, 20] = bright[1, 10, 30] = 1000
-    image = spread(bright, gaussian_mtf(0.8))
-    np.testing.assert_allclose(image.sum((1, 2)), 1000, rtol=1e-4)
+    image = spread(bright, gaussian_mtf(1.2))
+    np.testing.assert_allclose(image.sum((1, 2)), 1000, rtol=1e-3)
     y, x = np.indices((33, 40))
     for one, (row, column) in zip(image, ((16, 20), (10, 30)), strict=True):
-        point = np.exp(-((y - row) ** 2 + (x - column) ** 2) / 2 / 0.8**2)
-        np.testing.assert_allclose(one, 1000 * point / (2 * np.pi * 0.8**2), atol=1.0)
+        point = np.exp(-((y - row) ** 2 + (x - column) ** 2) / 2 / 1.2**2)
+        np.testing.assert_allclose(one, 1000 * point / (2 * np.pi * 1.2**2), atol=0.3)
 
 
 def test_no_loss_of_contrast_changes_nothing_and_what_leaves_does_not_come_back() -> None:
@@ -58,7 +58,7 @@ def test_integrated_signal_shares_its_noise_and_counted_electrons_do_not() -> No
 def test_misplaced_electrons_widen_the_edge_by_their_variance() -> None:
     """The second moment of the pattern grows by sigma² along each axis; the electrons are kept."""
     sharp, blurred = (expected_patterns(forward_model(replace(VACUUM, scan_shape=(1, 1), detector_blur_px=b))[0])[0] for b in (0.0, 1.2))
-    assert blurred.sum() == pytest.approx(sharp.sum(), rel=1e-4)
+    assert blurred.sum() == pytest.approx(sharp.sum(), rel=1e-3)
     k = np.arange(32) - 16
     wider = [((p.sum(1) * k**2).sum() / p.sum(), (p.sum(0) * k**2).sum() / p.sum()) for p in (sharp, blurred)]
     np.testing.assert_allclose(np.subtract(*wider[::-1]), 1.2**2, rtol=0.02)
