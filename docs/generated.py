@@ -6,6 +6,7 @@ import inspect
 import re
 import tomllib
 import typing
+from collections.abc import Mapping
 from dataclasses import MISSING, fields, is_dataclass
 from functools import cache
 from pathlib import Path
@@ -189,7 +190,7 @@ def _type(annotation: Any) -> str:
         return " or ".join(f'"{value}"' for value in arguments)
     if origin is tuple:
         return f"list of {_type(arguments[0])}" if arguments[-1] is ... else f"[{', '.join(_type(a) for a in arguments)}]"
-    if origin is dict:
+    if origin in (dict, Mapping):
         return "table of numbers"
     if arguments:
         return " or ".join(_type(part) for part in arguments if part is not NoneType)

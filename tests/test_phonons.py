@@ -59,8 +59,7 @@ def test_mean_over_frozen_phonons_keeps_the_electrons_and_the_beams() -> None:
     k = np.hypot(*(np.indices((32, 32)) - 16)) * 0.08
     disk, far = k < 0.6, k > 1.2
     apart = [np.abs(phonons - other)[:, disk].sum() / phonons[:, disk].sum() for other in (blurred, still)]
-    print(apart, phonons[:, far].sum(), blurred[:, far].sum())
-    assert apart[0] < 0.6 * apart[1]
+    assert apart[0] < 0.4 * apart[1]
     assert phonons[:, far].sum() > 1.3 * blurred[:, far].sum()
 
 
