@@ -36,6 +36,7 @@ exclude_patterns = ["_build"]
 #: Pages whose end is made from the code at each build.
 _GENERATED = {
     "reference/recipe": generated.recipe_page,
+    "reference/simulation": generated.simulation_page,
     "reference/commands": generated.commands_page,
     "architecture": generated.layers_page,
 }

@@ -6,6 +6,7 @@ import inspect
 import re
 import tomllib
 import typing
+from collections.abc import Mapping
 from dataclasses import MISSING, fields, is_dataclass
 from functools import cache
 from pathlib import Path
@@ -19,6 +20,8 @@ from ptycho.cli import app
 from ptycho.constraint import Constraints
 from ptycho.io import FORMATS, RawLayout
 from ptycho.recipe import _KINDS, Recipe
+from ptycho.sample import SPECIMENS
+from ptycho.simulation_settings import Simulation
 from ptycho.solvers.base import Settings, Updates
 from ptycho.solvers.stop import Stop
 from ptycho.start import REFINABLE, STARTS, ModelOptions
@@ -30,7 +33,7 @@ _UNITS = {
     "_e": "electrons", "_GB": "GB", "_rad": "rad", "_bytes": "bytes", "_per_electron": "ADU", "epochs": "epochs", "electrons": "electrons",
 }  # fmt: skip
 #: What the type does not say of a key's values.
-_ALLOWED = {"data.format": tuple(FORMATS), "model.start": STARTS, "model.refine": REFINABLE}
+_ALLOWED = {"data.format": tuple(FORMATS), "model.start": STARTS, "model.refine": REFINABLE, "simulation.specimen": (*SPECIMENS, "or a file")}
 
 
 class Key(NamedTuple):
@@ -69,6 +72,16 @@ def sections() -> dict[str, list[Key]]:
         record = _constraint(entry.name)
         tables[f"solve.constraints.{entry.name}"] = _record(f"solve.constraints.{entry.name}", record)
     return tables
+
+
+def simulation_keys() -> list[Key]:
+    """The keys of a file for ``ptycho simulate``."""
+    return _record("simulation", Simulation)
+
+
+def simulation_page() -> str:
+    """Their table."""
+    return _table(simulation_keys())
 
 
 def recipe_page() -> str:
@@ -177,7 +190,7 @@ def _type(annotation: Any) -> str:
         return " or ".join(f'"{value}"' for value in arguments)
     if origin is tuple:
         return f"list of {_type(arguments[0])}" if arguments[-1] is ... else f"[{', '.join(_type(a) for a in arguments)}]"
-    if origin is dict:
+    if origin in (dict, Mapping):
         return "table of numbers"
     if arguments:
         return " or ".join(_type(part) for part in arguments if part is not NoneType)

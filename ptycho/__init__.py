@@ -42,7 +42,7 @@ _PUBLIC = {
     "Gradient": "ptycho.solvers",
     "EPIE": "ptycho.solvers",
     "MixedState": "ptycho.solvers",
-    "Simulation": "ptycho.simulation",
+    "Simulation": "ptycho.simulation_settings",
     "simulate": "ptycho.simulation",
     "ssb": "ptycho.direct",
     "obf": "ptycho.direct",
@@ -86,8 +86,8 @@ if TYPE_CHECKING:
     from ptycho.pipeline import reconstruct as reconstruct
     from ptycho.recipe import Recipe as Recipe
     from ptycho.result import Result as Result
-    from ptycho.simulation import Simulation as Simulation
     from ptycho.simulation import simulate as simulate
+    from ptycho.simulation_settings import Simulation as Simulation
     from ptycho.solvers import EPIE as EPIE
     from ptycho.solvers import Gradient as Gradient
     from ptycho.solvers import MixedState as MixedState

@@ -11,7 +11,6 @@ import os
 import tomllib
 from collections.abc import Mapping, Sequence
 from dataclasses import fields, is_dataclass, replace
-from itertools import pairwise
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -23,6 +22,9 @@ from ptycho.data import Dataset4D
 from ptycho.errors import RecipeError
 from ptycho.explain import sentence
 from ptycho.io import RawLayout, read
+from ptycho.sample import SPECIMENS
+from ptycho.settings import apply
+from ptycho.simulation_settings import Simulation
 from ptycho.solvers import EPIE, LSQML, Gradient, MixedState, Polish, Solver
 from ptycho.start import ModelOptions
 
@@ -121,26 +123,14 @@ class Recipe(Section):
 
         Raises RecipeError naming file, key, what was found and what is allowed.
         """
-        path = Path(path)
-        try:
-            if path.exists() and not (path.is_file() or path.is_dir()):
-                raise RecipeError(f"{path}: this is a pipe or a device; give the recipe's path")
-            if path.stat().st_size > _MOST_BYTES:
-                raise RecipeError(f"{path}: {path.stat().st_size} bytes is too long for a recipe; is it a data file?")
-            tree = tomllib.loads(path.read_text(encoding="utf-8"))
-        except OSError as error:
-            raise RecipeError(f"{path}: {error.strerror or error}; give the recipe's path") from None
-        except (tomllib.TOMLDecodeError, UnicodeDecodeError, RecursionError) as error:
-            hint = r"; in 'single quotes' a \ is a \ (path = 'C:\data\scan.raw')" if "escape" in str(error) or "\\" in str(error) else ""
-            raise RecipeError(f"{path}: not a TOML file: {error}{hint}") from None
-        return cls.parse(tree, settings, name=str(path), folder=path.parent)
+        return cls.parse(_tree(path), settings, name=str(path), folder=Path(path).parent)
 
     @classmethod
     def parse(cls, given: Mapping[str, Any], settings: Sequence[str] = (), name: str = "recipe", folder: Path | None = None) -> Recipe:
         """From a tree of plain values; ``name`` is said in errors. Raises RecipeError."""
         tree = copy.deepcopy(dict(given))
         for setting in settings:
-            _apply(tree, setting)
+            apply(tree, setting)
         if tree.get("solve") == []:
             del tree["solve"]
         try:
@@ -239,6 +229,40 @@ def _plain(value: Any) -> Any:
     return value.tolist() if isinstance(value, (np.ndarray, np.generic)) else value
 
 
+def load_simulation(path: str | Path | None, settings: Sequence[str] = ()) -> Simulation:
+    """The settings of a simulated data set from a TOML file whose keys are the fields of :class:`ptycho.Simulation`.
+
+    ``key=value`` settings take the place of its values, or stand alone. A structure's path starts from the file's folder. Raises RecipeError.
+    """
+    tree = {} if path is None else _tree(path)
+    specimen = tree.get("specimen")
+    if path is not None and isinstance(specimen, str) and specimen not in SPECIMENS:
+        tree["specimen"] = str(Path(path).parent / Path(specimen).expanduser())
+    for setting in settings:
+        apply(tree, setting)
+    name = "simulation" if path is None else str(path)
+    try:
+        return _validated(TypeAdapter(Simulation), tree, name, Simulation)
+    except RecipeError as error:
+        raise RecipeError(str(error) if str(error).startswith(name) else f"{name}: {error}") from None
+
+
+def _tree(path: str | Path) -> dict[str, Any]:
+    """What a TOML file holds. Raises RecipeError."""
+    path = Path(path)
+    try:
+        if path.exists() and not (path.is_file() or path.is_dir()):
+            raise RecipeError(f"{path}: this is a pipe or a device; give the recipe's path")
+        if path.stat().st_size > _MOST_BYTES:
+            raise RecipeError(f"{path}: {path.stat().st_size} bytes is too long for a recipe; is it a data file?")
+        return tomllib.loads(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise RecipeError(f"{path}: {error.strerror or error}; give the recipe's path") from None
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError, RecursionError) as error:
+        hint = r"; in 'single quotes' a \ is a \ (path = 'C:\data\scan.raw')" if "escape" in str(error) or "\\" in str(error) else ""
+        raise RecipeError(f"{path}: not a TOML file: {error}{hint}") from None
+
+
 def solvers_from(given: Any) -> tuple[Solver, ...]:
     """One or more solvers from solver records or plain dictionaries (a [[solve]] entry each). Raises RecipeError."""
     entries = list(given) if isinstance(given, (list, tuple)) else [given]
@@ -267,52 +291,6 @@ def _validated(adapter: TypeAdapter[Any], given: Any, name: str, record: Any) ->
 def _as_tree(value: Any) -> Any:
     """A record inside of a dictionary (``update=Updates(...)``) as its values, None left out; anything else as text."""
     return {k: v for k, v in vars(value).items() if v is not None} if is_dataclass(value) else str(value)
-
-
-def given_tree(settings: Sequence[str]) -> dict[str, Any]:
-    """What ``a.b=c`` settings say, as a tree of a recipe. Raises RecipeError."""
-    tree: dict[str, Any] = {}
-    for setting in settings:
-        _apply(tree, setting)
-    return tree
-
-
-def setting_of(text: str) -> tuple[str, Any]:
-    """Key and value of ``a.b.0.c=value``; the value is TOML, or text when it is no TOML value. Raises RecipeError."""
-    key, equals, value = text.partition("=")
-    if not equals or not key.strip():
-        raise RecipeError(f'--set "{text}": write it as section.key=value, for example model.slices=4')
-    try:
-        return key.strip(), tomllib.loads(f"value = {value}")["value"]
-    except tomllib.TOMLDecodeError:
-        return key.strip(), value
-
-
-def _apply(tree: dict[str, Any], setting: str) -> None:
-    key, value = setting_of(setting)
-    *parents, last = key.split(".")
-    node: Any = tree
-    for name, following in pairwise([*parents, last]):
-        node = _child(node, name, [] if following.isdigit() else {}, setting)
-    if isinstance(node, list):
-        _child(node, last, value, setting)
-        node[int(last)] = value
-    elif isinstance(node, dict):
-        node[last] = value
-    else:
-        raise RecipeError(f'--set "{setting}": {".".join(parents)} is a value, not a section')
-
-
-def _child(node: Any, name: str, new: Any, setting: str) -> Any:
-    """The entry ``name`` of a table or list, made when absent (a list grows by one at most)."""
-    if isinstance(node, dict):
-        return node.setdefault(name, new)
-    if isinstance(node, list) and name.isdigit() and int(name) <= len(node):
-        if int(name) == len(node):
-            # A stage that the recipe does not name is the default one with this key changed.
-            node.append({"kind": "gradient"} if new == {} else new)
-        return node[int(name)]
-    raise RecipeError(f'--set "{setting}": there is no entry {name}; stages count from 0')
 
 
 def _explain(error: ValidationError, tree: Any, record: Any) -> str:

@@ -11,6 +11,7 @@ from ptycho.errors import OutputError, RecipeError
 from ptycho.io import write_empad, write_hdf5
 from ptycho.io.empad import typical_adu_per_electron
 from ptycho.simulation import Simulated
+from ptycho.simulation_settings import Simulation
 
 #: A slice of the reconstruction that the recipe proposes; much thinner ones cannot be told apart at usual angles and doses.
 _RECONSTRUCTION_SLICE_A = 20.0
@@ -18,10 +19,19 @@ _RECONSTRUCTION_SLICE_A = 20.0
 _SOURCE_MODES = 4
 
 
+def check_format(simulation: Simulation, format: str) -> None:
+    """Raises RecipeError for an unknown format, and for patterns that an EMPAD cannot have."""
+    if format not in ("empad", "hdf5"):
+        raise RecipeError(f"format = {format!r}: unknown; known are empad, hdf5")
+    if format == "empad" and simulation.pattern_px != 128:
+        raise RecipeError(f'pattern_px = {simulation.pattern_px}: an EMPAD has 128 x 128 pixels; use format = "hdf5" or pattern_px = 128')
+
+
 def write_simulation(simulated: Simulated, directory: str | os.PathLike[str], format: str = "empad") -> Path:
     """Write the patterns, ``truth.npz`` and a ``recipe.toml`` that reconstructs them.
 
-    ``truth.npz`` holds phase (1, y, x) in rad, sampling_A, and positions_A (N, 2), where the probe really was; the recipe knows the raster.
+    ``truth.npz`` holds phase (1, y, x) in rad, sampling_A, positions_A (N, 2), where the probe really was, and descan_px (N, 2), where the
+    pattern was on the detector; the recipe knows the raster and the detector's centre.
 
     ``format`` "empad": ``scan_x{fast}_y{slow}.raw`` with its ``.xml``, 148 ADU per electron at 80 kV; "hdf5": ``data.h5`` in electrons. Returns
     the path of the recipe. Raises RecipeError for an unknown format or patterns that an EMPAD cannot have, OutputError when the
@@ -29,10 +39,7 @@ def write_simulation(simulated: Simulated, directory: str | os.PathLike[str], fo
     """
     s = simulated.simulation
     folder = Path(directory)
-    if format not in ("empad", "hdf5"):
-        raise RecipeError(f"format = {format!r}: unknown; known are empad, hdf5")
-    if format == "empad" and s.pattern_px != 128:
-        raise RecipeError(f'pattern_px = {s.pattern_px}: an EMPAD has 128 x 128 pixels; use format = "hdf5" or pattern_px = 128')
+    check_format(s, format)
     try:
         folder.mkdir(parents=True, exist_ok=True)
         if format == "empad":
@@ -52,6 +59,7 @@ def write_simulation(simulated: Simulated, directory: str | os.PathLike[str], fo
             phase=simulated.truth_phase[None],
             sampling_A=simulated.truth_pixel_A,
             positions_A=simulated.positions_A,
+            descan_px=s.descan_px,
         )
         recipe = folder / "recipe.toml"
         recipe.write_text(_recipe(simulated, path.name, format), encoding="utf-8")
@@ -66,12 +74,13 @@ def _recipe(simulated: Simulated, file_name: str, format: str) -> str:
     slice_thickness = f"\nslice_thickness_A = {simulated.thickness_A / slices:g}" if slices > 1 else ""
     aberrations = ", ".join(f"{name} = {value:g}" for name, value in s.aberrations.items())
     aberrations = f"\naberrations = {{ {aberrations} }}" if aberrations else ""
+    blur = f"\ndetector_blur_px = {s.detector_blur_px:g}" if s.detector_blur_px else ""
     stored = {
         "empad": f"flip_rows = true  # the EMPAD stores its rows upside down\nadu_per_electron = {typical_adu_per_electron(s.voltage_kV):.8g}",
         "hdf5": "flip_rows = false\nadu_per_electron = 1  # already electrons",
     }[format]
     return f"""\
-# Simulated 4D-STEM: {s.specimen}, {s.dose_e_per_A2:g} electrons per Å². Run it with: ptycho reconstruct recipe.toml
+# Simulated 4D-STEM: {Path(s.specimen).name}, {s.dose_e_per_A2:g} electrons per Å². Run it with: ptycho reconstruct recipe.toml
 # truth.npz beside it holds the phase that should come out.
 
 # The measured patterns, and what turns the stored numbers into electrons. The path is relative to this file.
@@ -98,6 +107,6 @@ pixel_invA = {s.pixel_invA:.8g}
 # What is sought: incoherent modes of the probe, and the specimen as slices along the beam.
 [model]
 probe_modes = {_SOURCE_MODES if s.source_A else 1}
-slices = {slices}{slice_thickness}
+slices = {slices}{slice_thickness}{blur}
 seed = {s.seed}
 """

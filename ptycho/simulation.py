@@ -8,9 +8,8 @@ slices of one atomic plane.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import dataclass, field
-from types import MappingProxyType
 from typing import Any
 
 import numpy as np
@@ -19,10 +18,10 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from ptycho.aberrations import parse_aberrations
+from ptycho.camera import spread
 from ptycho.data import Dataset4D
 from ptycho.detector import Detector
-from ptycho.errors import RecipeError
-from ptycho.geometry import raster_positions_A, wavelength_A
+from ptycho.geometry import wavelength_A
 from ptycho.io import read
 from ptycho.metrics import Agreement, compare_with_truth
 from ptycho.model import Positions, Ptychography
@@ -31,124 +30,17 @@ from ptycho.optics import probe_wave, shift_ramps
 from ptycho.probe import Probe, orthogonalise
 from ptycho.propagator import Propagator
 from ptycho.result import Result
-from ptycho.specimen import MFI_CELL_A, MONOLAYERS, STRONTIUM_TITANATE_A, mfi, monolayer, phase_slices, strontium_titanate
-
-#: What ``Simulation.specimen`` may be.
-SPECIMENS = (*MONOLAYERS, "SrTiO3", "MFI", "vacuum")
+from ptycho.sample import Sample
+from ptycho.simulation_settings import OVERSAMPLE, Simulation
+from ptycho.specimen import displaced, displacements_A, phase_slices
 
 #: Called with (patterns done, patterns in all).
 Progress = Callable[[int, int], None]
 
 #: Positions at a time; with more the waves no longer fit the processor's cache.
 _BATCH = 4
-#: Samples per detector pixel and axis.
-_OVERSAMPLE = 2
-#: Highest simulated over highest detected frequency: two thirds of it, which pass the propagator, reach beyond the detector's edge.
-_BAND = 1.75
 #: Points per axis at which the source is sampled, and the share of the electrons that its weakest modes may lose.
 _SOURCE_POINTS, _SOURCE_LOSS = 7, 1e-4
-
-
-@dataclass(frozen=True)
-class Simulation:
-    """Everything that decides a simulated data set; the defaults are a WS2 monolayer with vacancies, seen in about ten seconds.
-
-    ``specimen`` is one of ``SPECIMENS``; ``vacancy_fraction`` holds for the monolayers, ``thickness_A`` for the crystals. ``defocus_A`` is
-    counted from the entrance surface, positive for underfocus; the beam's width on the specimen, 2 defocus tan(semiangle), should be
-    about 0.6 of 1 / ``pixel_invA``. ``aberrations`` are the others, named as in a recipe. ``source_A`` is the rms radius along one axis
-    of a Gaussian source, as seen on the specimen. The probe misses the raster by ``jitter_A`` (rms along one axis) at random and by
-    ``drift_A`` (y, x) from the first position to the last. ``slice_thickness_A`` None: one slice for each atomic plane. ``tilt_mrad``
-    (y, x) leans the atomic columns. ``read_noise_electrons`` is the rms of a pixel, 0.007 for the EMPAD. Raises RecipeError for values
-    that do not fit.
-    """
-
-    specimen: str = "WS2"
-    scan_shape: tuple[int, int] = (32, 32)
-    step_A: float = 0.8
-    rotation_deg: float = 0.0
-    voltage_kV: float = 80.0
-    semiangle_mrad: float = 24.9
-    defocus_A: float = 350.0
-    aberrations: Mapping[str, float] = field(default_factory=lambda: MappingProxyType({}))
-    source_A: float = 0.0
-    jitter_A: float = 0.0
-    drift_A: tuple[float, float] = (0.0, 0.0)
-    pattern_px: int = 128
-    pixel_invA: float = 1 / 30
-    dose_e_per_A2: float = 2e4
-    read_noise_electrons: float = 0.007
-    vacancy_fraction: float = 0.05
-    thickness_A: float = 100.0
-    slice_thickness_A: float | None = None
-    rms_displacement_A: float = 0.06
-    tilt_mrad: tuple[float, float] = (0.0, 0.0)
-    seed: int = 0
-
-    def __post_init__(self) -> None:
-        if self.specimen not in SPECIMENS:
-            raise RecipeError(f"specimen = {self.specimen!r}: unknown; known are {', '.join(SPECIMENS)}")
-        positive = ("step_A", "voltage_kV", "semiangle_mrad", "pixel_invA", "dose_e_per_A2", "thickness_A")
-        self._check(positive, lambda value: value > 0, "a number of more than 0 is needed")
-        self._check(("read_noise_electrons", "rms_displacement_A", "source_A", "jitter_A"), lambda value: value >= 0, "0 or more is needed")
-        self._check(("defocus_A", "rotation_deg"), lambda value: True, "a finite number is needed")
-        self._check(("vacancy_fraction",), lambda value: 0 <= value < 1, "a number from 0 to less than 1 is needed")
-        if self.slice_thickness_A is not None:
-            self._check(("slice_thickness_A",), lambda value: value > 0, "a length in Å of more than 0, or none, is needed")
-        if self.pattern_px < 2 or self.pattern_px % 2:
-            raise RecipeError(f"pattern_px = {self.pattern_px!r}: an even number of pixels is needed")
-        for name, pair in (("tilt_mrad", self.tilt_mrad), ("drift_A", self.drift_A)):
-            if not np.isfinite(pair).all() or len(pair) != 2:
-                raise RecipeError(f"{name} = {pair!r}: two numbers in {name.rpartition('_')[2].replace('A', 'Å')}, (y, x), are needed")
-        parse_aberrations({**self.aberrations, "defocus_A": self.defocus_A})
-        if len(self.scan_shape) != 2 or min(self.scan_shape) < 1:
-            raise RecipeError(f"scan_shape = {self.scan_shape!r}: two whole numbers of at least 1, (slow, fast), are needed")
-        self._check_window()
-
-    def _check(self, names: tuple[str, ...], valid: Callable[[float], bool], needed: str) -> None:
-        for name in names:
-            value = getattr(self, name)
-            if not (math.isfinite(value) and valid(value)):
-                raise RecipeError(f"{name} = {value!r}: {needed}")
-
-    def _check_window(self) -> None:
-        """The bright-field disk must fit the detector, and the beam the simulated window."""
-        disk, edge = self.semiangle_mrad * 1e-3 / wavelength_A(self.voltage_kV), self.pattern_px / 2 * self.pixel_invA
-        if disk > edge:
-            raise RecipeError(f"pixel_invA = {self.pixel_invA:g}: the detector ends at {edge:.3g} 1/Å, inside the disk of {disk:.3g} 1/Å; enlarge it")
-        beam, window = 2 * abs(self.defocus_A) * math.tan(self.semiangle_mrad * 1e-3), _OVERSAMPLE / self.pixel_invA
-        if beam > 0.8 * window:
-            raise RecipeError(
-                f"defocus_A = {self.defocus_A:g}: the beam is {beam:.3g} Å wide and does not fit the simulated window of {window:.3g} Å; "
-                f"stay below {0.8 * window / beam * abs(self.defocus_A):.3g} or lower pixel_invA = {self.pixel_invA:.3g}"
-            )
-
-    @property
-    def electrons_per_pattern(self) -> float:
-        """Mean electrons that each position receives: dose times the area of a scan step."""
-        return self.dose_e_per_A2 * self.step_A**2
-
-    @property
-    def raster_A(self) -> NDArray[np.float64]:
-        """Where the probe should be, (N, 2) = (y, x) in Å from the centre of the scan."""
-        return raster_positions_A(self.scan_shape, (self.step_A, self.step_A), self.rotation_deg)
-
-    @property
-    def positions_A(self) -> NDArray[np.float64]:
-        """Where the probe is, (N, 2) = (y, x) in Å from the centre of the scan: the raster and its errors, which have no mean."""
-        raster = self.raster_A
-        errors = np.random.default_rng([self.seed, 2]).standard_normal(raster.shape) * self.jitter_A
-        errors += np.linspace(-0.5, 0.5, len(raster))[:, None] * self.drift_A
-        return raster + errors - errors.mean(0)
-
-    @property
-    def fine_size(self) -> int:
-        """Side of the simulated window in pixels, even."""
-        return 2 * round(self.pattern_px * _OVERSAMPLE * _BAND / 2)
-
-    @property
-    def fine_pixel_A(self) -> float:
-        """Pixel of the simulated wave and of the truth in Å."""
-        return _OVERSAMPLE / (self.pixel_invA * self.fine_size)
 
 
 @dataclass(frozen=True)
@@ -156,7 +48,8 @@ class Simulated:
     """``patterns`` float32 (slow, fast, ky, kx), electrons as read out, zero frequency in the centre; and the truth behind them.
 
     ``truth_phase`` float32 (y, x) is the projected phase in rad, its middle (pixel ``shape // 2``) the centre of the scan;
-    ``positions_A`` (N, 2) are the true probe centres (y, x) in Å from there; ``thickness_A`` is the specimen's.
+    ``positions_A`` (N, 2) are the true probe centres (y, x) in Å from there; ``thickness_A`` is the specimen's. With frozen phonons the
+    phase is that of the mean potential.
     """
 
     simulation: Simulation
@@ -186,46 +79,46 @@ class Simulated:
         return compare_with_truth(phase, result.pixel_A, self.truth_phase, self.truth_pixel_A, (y, x), (height, width), cutoff_invA, margin_A)
 
 
-def simulate(simulation: Simulation, progress: Progress | None = None, atoms: NDArray[np.float64] | None = None) -> Simulated:
-    """Simulate the data set: Poisson noise and read noise on the expected patterns, the same bits for the same seed.
+def simulate(simulation: Simulation, progress: Progress | None = None, atoms: Any = None) -> Simulated:
+    """Simulate the data set: Poisson noise, the signal's spread and read noise on the expected patterns, the same bits for the same seed.
 
-    ``atoms`` (N, 4) = (Z, z, y, x) in Å, about the centre of the scan, z from 0 at the entrance, replace the named specimen.
+    ``atoms`` replace the named specimen: an ``ase.Atoms``, a crystal along ``zone_axis`` or a molecule; or an array (N, 4) = (Z, z, y, x)
+    in Å, about the centre of the scan, z from 0 at the entrance.
     """
     model, phase, edges = forward_model(simulation, atoms)
-    expected = expected_patterns(model, progress)
+    expected = thermal_patterns(simulation, atoms, progress) if simulation.frozen_phonons else expected_patterns(model, progress)
     noise = np.random.default_rng([simulation.seed, 1])
     patterns = noise.poisson(expected).astype(np.float32)
+    if simulation.detector_mtf:
+        patterns = spread(patterns, simulation.detector_mtf)
     if simulation.read_noise_electrons:
         patterns += noise.standard_normal(patterns.shape, np.float32) * np.float32(simulation.read_noise_electrons)
     patterns = patterns.reshape(*simulation.scan_shape, *patterns.shape[1:])
     return Simulated(simulation, patterns, phase, simulation.fine_pixel_A, simulation.positions_A, float(edges[-1] - edges[0]))
 
 
-def forward_model(simulation: Simulation, atoms: NDArray[np.float64] | None = None) -> tuple[Ptychography, NDArray[np.float32], NDArray[np.float64]]:
-    """The noise-free model, the projected phase (y, x) in rad that it holds and the edges of its slices in Å (slices + 1,)."""
+def forward_model(simulation: Simulation, atoms: Any = None) -> tuple[Ptychography, NDArray[np.float32], NDArray[np.float64]]:
+    """The noise-free model of the mean potential, the projected phase (y, x) in rad that it holds and the edges of its slices in Å (slices + 1,)."""
     size, pixel_A, positions = simulation.fine_size, simulation.fine_pixel_A, simulation.positions_A
-    height, width = (2 * math.ceil(np.abs(positions[:, axis]).max() / pixel_A) + size + 4 for axis in (0, 1))
-    atoms, edges = _specimen(simulation, max(height, width) * pixel_A, atoms)
-    # The grid is periodic: atoms right at its rim would overlap with those at the opposite one.
-    atoms = atoms[(np.abs(atoms[:, 2:]) < np.array([height, width]) * pixel_A / 2 - 1).all(axis=1)]
-    phases = phase_slices(atoms, (height, width), pixel_A, simulation.voltage_kV, edges, simulation.rms_displacement_A)
-    transmission = torch.polar(torch.ones(phases.shape), torch.from_numpy(phases))[None]
-
+    placed, edges, (height, width) = _placed(simulation, atoms)
+    phases = phase_slices(placed, (height, width), pixel_A, simulation.voltage_kV, edges, simulation.rms_displacement_A)
     thickness = np.diff(edges)
     wavelength = wavelength_A(simulation.voltage_kV)
     # A slice acts in its middle, half a slice below the entrance surface: there the underfocus is that much smaller.
     terms = parse_aberrations({**simulation.aberrations, "defocus_A": simulation.defocus_A - thickness[0] / 2})
     # The aperture's edge is one detector pixel wide: a sharper one falls between the samples of a pixel and the electrons do not add up.
-    wave = probe_wave(size, pixel_A, wavelength, simulation.semiangle_mrad, terms, _OVERSAMPLE) * math.sqrt(simulation.electrons_per_pattern)
+    wave = probe_wave(size, pixel_A, wavelength, simulation.semiangle_mrad, terms, OVERSAMPLE) * math.sqrt(simulation.electrons_per_pattern)
     tilt = torch.tensor([simulation.tilt_mrad], dtype=torch.float32) * 1e-3
     model = Ptychography(
-        Object(transmission),
+        Object(_transmission(phases)),
         Probe(_source_modes(wave, simulation.source_A / pixel_A).to(torch.complex64), pixel_A, wavelength),
         Propagator(size, pixel_A, wavelength, torch.tensor(thickness, dtype=torch.float32), tilt),
         Positions(torch.tensor(positions / pixel_A + [height // 2, width // 2], dtype=torch.float32)),
-        Detector(size, torch.ones(simulation.pattern_px, simulation.pattern_px), oversample=_OVERSAMPLE),
+        Detector(size, torch.ones(simulation.pattern_px, simulation.pattern_px), blur_px=simulation.detector_blur_px, oversample=OVERSAMPLE),
         pixel_A,
     )
+    if any(simulation.descan_mrad):
+        model.detector.descan_px.data = torch.tensor(simulation.descan_px, dtype=torch.float32)
     return model, phases.sum(axis=0), edges
 
 
@@ -239,6 +132,48 @@ def expected_patterns(model: Ptychography, progress: Progress | None = None) -> 
             if progress is not None:
                 progress(int(index[-1]) + 1, n)
     return patterns
+
+
+def thermal_patterns(simulation: Simulation, atoms: Any = None, progress: Progress | None = None) -> NDArray[np.float32]:
+    """Noise-free patterns (N, ky, kx), the mean over ``frozen_phonons`` specimens whose atoms are displaced at random, each by its rms.
+
+    Loane, Xu & Silcox, Acta Cryst. A 47 (1991) 267. Configuration c depends on (seed, c) alone.
+    """
+    model, _, edges = forward_model(simulation, atoms)
+    placed, _, shape = _placed(simulation, atoms)
+    rms_A = displacements_A(placed, simulation.rms_displacement_A)
+    count = simulation.frozen_phonons
+    total = np.zeros((len(model.positions.value_px), *model.detector.mask.shape), np.float32)
+    for c in range(count):
+        moved = displaced(placed, rms_A, np.random.default_rng([simulation.seed, 3, c]))
+        phases = phase_slices(moved, shape, simulation.fine_pixel_A, simulation.voltage_kV, edges)
+        model.object.transmission.data = _transmission(phases)
+        total += expected_patterns(model, progress and _part_of(progress, c, count))
+    total /= count
+    return total
+
+
+def _part_of(progress: Progress, part: int, parts: int) -> Progress:
+    return lambda done, total: progress(part * total + done, parts * total)
+
+
+def _placed(simulation: Simulation, atoms: Any) -> tuple[NDArray[np.float64], NDArray[np.float64], tuple[int, int]]:
+    """Atoms (N, 4) within the simulated field, the edges of the slices and the field's size (y, x) in pixels."""
+    s, pixel_A = simulation, simulation.fine_pixel_A
+    height, width = (2 * math.ceil(np.abs(s.positions_A[:, axis]).max() / pixel_A) + s.fine_size + 4 for axis in (0, 1))
+    field_A = max(height, width) * pixel_A
+    if atoms is None:
+        found = Sample.named(s.specimen, field_A, s.thickness_A, s.zone_axis, s.vacancy_fraction, s.seed)
+    else:
+        found = Sample.given(atoms, field_A, s.thickness_A, s.zone_axis)
+    # The grid is periodic: atoms right at its rim would overlap with those at the opposite one.
+    inside = (np.abs(found.atoms[:, 2:]) < np.array([height, width]) * pixel_A / 2 - 1).all(axis=1)
+    return found.atoms[inside], found.edges_A(s.slice_thickness_A), (height, width)
+
+
+def _transmission(phases: NDArray[np.float32]) -> Tensor:
+    """Complex (1, slices, y, x): the slices change the wave's phase alone."""
+    return torch.polar(torch.ones(phases.shape), torch.from_numpy(phases))[None]
 
 
 def _source_modes(wave: Tensor, sigma_px: float) -> Tensor:
@@ -256,25 +191,3 @@ def _source_modes(wave: Tensor, sigma_px: float) -> Tensor:
     power = torch.linalg.vector_norm(modes, dim=(-2, -1)) ** 2
     kept = int((power.cumsum(0) < (1 - _SOURCE_LOSS) * power.sum()).sum()) + 1
     return modes[:kept] * torch.sqrt(power.sum() / power[:kept].sum())
-
-
-def _specimen(simulation: Simulation, field_A: float, atoms: NDArray[np.float64] | None) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-    """Atoms (N, 4) over the field and the edges of equal slices, (slices + 1,), about as thick as wanted."""
-    if atoms is not None:
-        spacing, thickness = 2.0, float(atoms[:, 1].max(initial=0.0)) + 1.0
-    elif simulation.specimen == "vacuum":
-        return np.empty((0, 4)), np.zeros(2)
-    elif simulation.specimen == "MFI":
-        # Planes that are not alike: slices a tenth of the cell thick, and whole cells.
-        atoms, spacing = mfi(field_A, simulation.thickness_A), MFI_CELL_A[1] / 10
-        thickness = MFI_CELL_A[1] * max(1, round(simulation.thickness_A / MFI_CELL_A[1]))
-    else:
-        if simulation.specimen == "SrTiO3":
-            atoms, spacing = strontium_titanate(field_A, simulation.thickness_A), STRONTIUM_TITANATE_A / 2
-        else:
-            atoms = monolayer(simulation.specimen, field_A, simulation.vacancy_fraction, simulation.seed)
-            spacing = MONOLAYERS[simulation.specimen][3] / 2
-        # Every plane is in the middle of its slice.
-        thickness = float(atoms[:, 1].max()) + spacing / 2
-    slices = max(1, round(thickness / (simulation.slice_thickness_A or spacing)))
-    return atoms, np.linspace(0, thickness, slices + 1)

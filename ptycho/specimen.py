@@ -14,33 +14,7 @@ from scipy import constants
 
 from ptycho.errors import RecipeError
 from ptycho.geometry import interaction_parameter
-
-#: Z -> (a in Å, b in Å²) of f_e(k) = sum a (2 + b k²) / (1 + b k²)², k = 2 sin(theta) / lambda in Å⁻¹, neutral atoms:
-#: Lobato & Van Dyck, Acta Cryst. A 70 (2014) 636.
-SCATTERING_FACTORS: Mapping[int, tuple[Sequence[float], Sequence[float]]] = {
-    6: ((124.466088621343, -220.352857078963, 195.235352280479, -98.1079361269799, 0.0142023041213623),
-        (2.42120849256005, 2.30537943752425, 2.04851932106564, 1.93352552917547, 0.0768976818478339)),
-    7: ((58.1327150702556, -147.542409087812, 130.143065649639, -39.6195674084154, 0.010595776333148),
-        (1.70044856413471, 1.5590385260174, 1.41576827473146, 1.27841818205455, 0.0565587798474805)),
-    8: ((29.9474045242362, -77.6101266255278, 99.8817764623144, -51.2127005505673, 0.00819618954446032),
-        (1.3028398788001, 1.15794105258309, 1.00988549338025, 0.943327971433266, 0.0433197611321825)),
-    14: ((2.87189142611612, -2.06173501195173, 2.17114024204478, -0.0663073633058801, 0.00301070709670513),
-         (5.08487103642989, 0.429178185305126, 0.366485434192162, 0.119710611296903, 0.0143994536128397)),
-    16: ((2.67971415610199, -0.474252822230755, 0.514835948989687, -0.0958360024990722, 0.00248871963818935),
-         (3.06889121199971, 0.378216702185809, 0.188721811902548, 0.0923370590031494, 0.0111920877241144)),
-    22: ((8.57595775238129, -210.331563465304, 206.097172601541, 0.0477773948977261, 0.00050571648448032),
-         (6.00780668875581, 2.60285856745213, 2.55352345051105, 0.0711429484024153, 0.00485628439383726)),
-    34: ((3.64905047801926, -43.6851662221238, 43.6920288601154, 0.00844902284199144, 3.7861147411e-05),
-         (3.25043267112593, 0.609666201650289, 0.596971300802123, 0.0148554512740362, 0.00133625587356563)),
-    38: ((4.77092509299826, 1.47597850155283, 0.304451355544188, 0.00359474981916728, 3.0008554923e-07),
-         (13.3668881330412, 1.33738379577196, 0.177532369437782, 0.00779105033001826, 0.00028225513964854)),
-    42: ((2.83105968432053, 2.34858137489674, 0.245105888429696, 0.00235282108218515, 2.3127083834e-07),
-         (10.435719575895, 1.60482868674597, 0.131696934774606, 0.00554977901383345, 0.0002227474637649)),
-    74: ((3.97629715819077, 1.52292684257341, 0.797706246390561, 0.0213666741558685, 0.00010307868938572),
-         (6.29685779228774, 1.11289951157691, 0.231057040678473, 0.0151013545567204, 0.00047468247710503)),
-    79: ((1.6759346706487, 3.00486602969729, 0.595340013161635, 0.0117163186623094, 4.296782976398e-05),
-         (5.52231093211402, 1.38007223007196, 0.162229237655945, 0.00901814890416575, 0.00037927766747767)),
-}  # fmt: skip
+from ptycho.scattering import atomic_number, elements, scattering_factor_A
 
 #: Name -> (Z of the metal, Z of the chalcogen, lattice constant a, distance of the two chalcogen planes), Å:
 #: bulk 2H values, Schutte et al., J. Solid State Chem. 70 (1987) 207 (W) and Bronsema et al., Z. Anorg. Allg. Chem. 540 (1986) 15 (Mo).
@@ -51,8 +25,6 @@ MONOLAYERS: Mapping[str, tuple[int, int, float, float]] = {
 }
 
 STRONTIUM_TITANATE_A = 3.905
-#: Z -> Debye-Waller B in Å² at room temperature; mean square displacement along one axis = B / (8 pi²).
-_STRONTIUM_TITANATE_B_A2 = {38: 0.60, 22: 0.45, 8: 0.80}
 
 #: Lengths a, b, c of the cell of MFI (silicalite-1, ZSM-5) in Å, and Z -> fractions (x, y, z) of its 12 T and 26 O sites, Pnma:
 #: van Koningsveld, van Bekkum & Jansen, Acta Cryst. B 43 (1987) 127.
@@ -76,21 +48,6 @@ _PNMA = (
 )  # fmt: skip
 
 
-def scattering_factor_A(atomic_number: int, k_invA: NDArray[np.float64]) -> NDArray[np.float64]:
-    """Elastic electron scattering factor f_e(k) in Å of a neutral atom at rest mass, first Born approximation; k in Å⁻¹ (cycles).
-
-    Lobato & Van Dyck, Acta Cryst. A 70 (2014) 636. Raises RecipeError for an element that is not in the table.
-    """
-    if atomic_number not in SCATTERING_FACTORS:
-        known = ", ".join(str(z) for z in SCATTERING_FACTORS)
-        raise RecipeError(f"atomic number {atomic_number}: no scattering factor is stored; known are {known}; add it to SCATTERING_FACTORS")
-    factor: NDArray[np.float64] = np.zeros_like(k_invA)
-    for a, b in zip(*SCATTERING_FACTORS[atomic_number], strict=True):
-        bk2 = b * k_invA**2
-        factor += a * (2 + bk2) / (1 + bk2) ** 2
-    return factor
-
-
 def monolayer(kind: str, field_A: float, vacancy_fraction: float = 0.0, seed: int = 0) -> NDArray[np.float64]:
     """Atoms (N, 4) = (Z, z, y, x) in Å of a 2H monolayer "WS2", "MoS2" or "MoSe2", some of its chalcogens missing at random.
 
@@ -111,11 +68,10 @@ def monolayer(kind: str, field_A: float, vacancy_fraction: float = 0.0, seed: in
     return np.compress(~missing, atoms, axis=0)
 
 
-def strontium_titanate(field_A: float, thickness_A: float, seed: int | None = None) -> NDArray[np.float64]:
+def strontium_titanate(field_A: float, thickness_A: float) -> NDArray[np.float64]:
     """Atoms (N, 4) = (Z, z, y, x) in Å of SrTiO3 [001]: whole cells nearest to ``thickness_A``, one cell wider than the field.
 
-    SrO and TiO2 planes alternate a/2 apart, the first at a/4. With a ``seed`` every atom is displaced at random as at room temperature
-    (one frozen phonon, Einstein model); then the blur of :func:`phase_slices` is not needed. Raises RecipeError.
+    SrO and TiO2 planes alternate a/2 apart, the first at a/4. Raises RecipeError.
     """
     if not thickness_A > 0:
         raise RecipeError(f"thickness_A = {thickness_A!r}: a length in Å of more than 0 is needed")
@@ -131,11 +87,7 @@ def strontium_titanate(field_A: float, thickness_A: float, seed: int | None = No
             (8, middle, [[0, 1 / 2], [1 / 2, 0]]),
         ):
             layers.append(_plane(z, height, np.array(basis), (a, a), reach))
-    atoms = np.concatenate(layers)
-    if seed is not None:
-        mean_square = np.array([_STRONTIUM_TITANATE_B_A2[int(z)] for z in atoms[:, 0]]) / (8 * np.pi**2)
-        atoms[:, 1:] += np.random.default_rng([seed, 0]).normal(size=(len(atoms), 3)) * np.sqrt(mean_square)[:, None]
-    return atoms
+    return np.concatenate(layers)
 
 
 def twisted_bilayer(kind: str, field_A: float, twist_deg: float, gap_A: float = 3.0) -> NDArray[np.float64]:
@@ -171,18 +123,18 @@ def mfi(field_A: float, thickness_A: float) -> NDArray[np.float64]:
 def mfi_cell() -> NDArray[np.float64]:
     """Atoms (288, 4) = (Z, x, y, z) of a cell of MFI, in fractions from 0 to 1 of a, b and c: 96 Si and 192 O."""
     found = []
-    for atomic_number, sites in _MFI_SITES.items():
+    for number, sites in _MFI_SITES.items():
         images = np.concatenate([np.array(signs) * sites + shift for signs, shift in _PNMA])
         # A site on a mirror is its own image. Rounding takes out the last digit's difference; % 1 must not leave a 1.
         images = np.unique(np.round(images % 1, 6) % 1, axis=0)
-        found.append(np.column_stack([np.full(len(images), atomic_number), images]))
+        found.append(np.column_stack([np.full(len(images), number), images]))
     return np.concatenate(found)
 
 
-def substitute(atoms: NDArray[np.float64], place_A: tuple[float, float, float], atomic_number: int) -> NDArray[np.float64]:
-    """The same atoms (N, 4), the one nearest to ``place_A`` = (z, y, x) replaced by another element: a dopant in a column."""
+def substitute(atoms: NDArray[np.float64], place_A: tuple[float, float, float], number: int) -> NDArray[np.float64]:
+    """The same atoms (N, 4), the one nearest to ``place_A`` = (z, y, x) replaced by the element of this ``number``: a dopant in a column."""
     changed = atoms.copy()
-    changed[np.linalg.norm(atoms[:, 1:] - place_A, axis=1).argmin(), 0] = atomic_number
+    changed[np.linalg.norm(atoms[:, 1:] - place_A, axis=1).argmin(), 0] = number
     return changed
 
 
@@ -193,13 +145,38 @@ def leaning(atoms: NDArray[np.float64], tilt_mrad: tuple[float, float]) -> NDArr
     return moved
 
 
-def _plane(atomic_number: int, z_A: float, basis: NDArray[np.float64], cell_A: tuple[float, float], reach_A: float) -> NDArray[np.float64]:
+def displacements_A(atoms: NDArray[np.float64], rms_displacement_A: float | Mapping[str, float]) -> NDArray[np.float64]:
+    """Thermal displacement (N,) of each atom: rms along one axis in Å, one for all or one for each element's symbol.
+
+    Raises RecipeError for an unknown symbol, and for an element of the specimen that is not named.
+    """
+    if not isinstance(rms_displacement_A, Mapping):
+        return np.full(len(atoms), float(rms_displacement_A))
+    by_number = {atomic_number(symbol): float(rms) for symbol, rms in rms_displacement_A.items()}
+    missing = sorted(set(atoms[:, 0].astype(int).tolist()) - set(by_number))
+    if missing:
+        raise RecipeError(f"rms_displacement_A has no {', '.join(elements()[z].symbol for z in missing)}; name every element of the specimen")
+    return np.array([by_number[int(z)] for z in atoms[:, 0]])
+
+
+def displaced(atoms: NDArray[np.float64], rms_A: NDArray[np.float64], random: np.random.Generator) -> NDArray[np.float64]:
+    """The same atoms (N, 4) as a fast electron finds them at one moment: a frozen phonon of the Einstein model.
+
+    Independent normal displacements of ``rms_A`` (N,) along y and x (Loane, Xu & Silcox, Acta Cryst. A 47 (1991) 267). Those along the
+    beam change the path between planes by far less than a wave can tell and are left out, so that every plane stays in its slice.
+    """
+    moved = atoms.copy()
+    moved[:, 2:] += random.normal(size=(len(atoms), 2)) * rms_A[:, None]
+    return moved
+
+
+def _plane(number: int, z_A: float, basis: NDArray[np.float64], cell_A: tuple[float, float], reach_A: float) -> NDArray[np.float64]:
     """Atoms (N, 4) of one plane: ``basis`` (n, 2) = (y, x) in fractions of the rectangular cell, repeated over |y|, |x| <= reach."""
     cells_y, cells_x = (np.arange(-np.ceil(reach_A / side) - 1, np.ceil(reach_A / side) + 1) for side in cell_A)
     corners = np.stack(np.meshgrid(cells_y, cells_x, indexing="ij"), axis=-1).reshape(-1, 1, 2)
     yx = ((corners + basis) * cell_A).reshape(-1, 2)
     yx = yx[(np.abs(yx) <= reach_A).all(axis=1)]
-    return np.column_stack([np.full(len(yx), atomic_number), np.full(len(yx), z_A), yx])
+    return np.column_stack([np.full(len(yx), number), np.full(len(yx), z_A), yx])
 
 
 def phase_slices(
@@ -208,14 +185,15 @@ def phase_slices(
     pixel_A: float,
     voltage_kV: float,
     slice_edges_A: Sequence[float] | NDArray[np.float64],
-    rms_displacement_A: float = 0.0,
+    rms_displacement_A: float | Mapping[str, float] = 0.0,
 ) -> NDArray[np.float32]:
     """Phase sigma * projected potential of each slice, (slices, y, x) in rad, positive for atoms.
 
     ``atoms`` (N, 4) are (Z, z, y, x) in Å with (y, x) = (0, 0) at pixel (shape[0] // 2, shape[1] // 2); atoms beyond the grid are left
-    out. Slice i holds edges[i] <= z < edges[i + 1]. ``rms_displacement_A`` along one axis blurs the potential (Debye-Waller factor
-    exp(-2 pi² u² k²)). The sum over atoms is exact for every frequency inside the circle of Nyquist, which is all that is kept; the grid is
-    periodic, so an atom at an edge reaches round to the other side. Raises RecipeError for edges that do not rise or atoms outside them.
+    out. Slice i holds edges[i] <= z < edges[i + 1]. ``rms_displacement_A`` along one axis, one for all or by symbol, blurs the potential
+    (Debye-Waller factor exp(-2 pi² u² k²)): the mean of all frozen phonons. The sum over atoms is exact for every frequency inside the
+    circle of Nyquist, which is all that is kept; the grid is periodic, so an atom at an edge reaches round to the other side. Raises
+    RecipeError for edges that do not rise, atoms outside them and unknown elements.
 
     V(k) = h² / (2 pi m e) sum_j f_j(k) exp(-2 pi i k.r_j) (Kirkland, Advanced Computing in Electron Microscopy, eq. 5.9-5.12).
     """
@@ -226,9 +204,9 @@ def phase_slices(
     ky, kx = np.fft.fftfreq(shape[0], pixel_A), np.fft.rfftfreq(shape[1], pixel_A)
     k = np.hypot(ky[:, None], kx)
     volt_A2 = constants.h**2 / (2 * np.pi * constants.m_e * constants.e) * 1e20
-    blur = np.exp(-2 * (np.pi * rms_displacement_A * k) ** 2) * (k < 0.5 / pixel_A)
-    scale = interaction_parameter(voltage_kV) * volt_A2 / pixel_A**2 * blur
-    factors = {z: scale * scattering_factor_A(int(z), k) for z in np.unique(atoms[:, 0])}
+    scale = interaction_parameter(voltage_kV) * volt_A2 / pixel_A**2 * (k < 0.5 / pixel_A)
+    rms_A = dict(zip(atoms[:, 0], displacements_A(atoms, rms_displacement_A), strict=True))
+    factors = {z: scale * np.exp(-2 * (np.pi * u * k) ** 2) * scattering_factor_A(int(z), k) for z, u in sorted(rms_A.items())}
     phases = np.zeros((len(edges) - 1, *shape), np.float32)
     for i in range(len(phases)):
         spectrum = np.zeros(k.shape, complex)

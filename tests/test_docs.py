@@ -16,7 +16,7 @@ import typer
 
 from ptycho.cli import app
 from ptycho.errors import RecipeError
-from ptycho.recipe import Recipe
+from ptycho.recipe import Recipe, load_simulation
 from ptycho.simulated_files import write_simulation
 from ptycho.simulation import Simulation, simulate
 
@@ -99,9 +99,13 @@ def test_cheap_commands_run(page: Path, scan: Path, monkeypatch: pytest.MonkeyPa
 
 
 @pytest.mark.parametrize("page", pages_with("toml"))
-def test_the_recipes_of_a_page_are_valid(page: Path) -> None:
+def test_the_recipes_of_a_page_are_valid(page: Path, tmp_path: Path) -> None:
     for block in blocks(page, "toml"):
         tree = tomllib.loads(block)
+        if "specimen" in tree:
+            (tmp_path / "simulation.toml").write_text(block, encoding="utf-8")
+            load_simulation(tmp_path / "simulation.toml")
+            continue
         tree.setdefault("data", {}).setdefault("path", "scan.h5")
         Recipe.parse(tree, name=str(page))
 
@@ -121,8 +125,16 @@ def test_every_key_of_a_recipe_is_explained(generated: ModuleType) -> None:
                 assert f"`{key.name}`" in page, f"{section}.{key.name}"
 
 
+def test_every_key_of_a_simulation_is_explained(generated: ModuleType) -> None:
+    page = generated.simulation_page()
+    for key in generated.simulation_keys():
+        assert key.meaning, f"docs/keys.toml says nothing of simulation.{key.name}"
+        assert f"`{key.name}`" in page
+
+
 def test_nothing_is_explained_that_is_not_there(generated: ModuleType) -> None:
     known = {f"{section}.{key.name}" for section, keys in generated.sections().items() for key in keys}
+    known |= {f"simulation.{key.name}" for key in generated.simulation_keys()}
     assert set(generated.meanings()) - known <= {"solve.kind"}
 
 

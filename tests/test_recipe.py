@@ -345,3 +345,8 @@ def test_wrong_words_about_a_file(text: str, said: str, tmp_path: Path):
     with pytest.raises(RecipeError, match=said) as error:
         Recipe.load(tmp_path / "recipe.toml").read()
     assert "\n" not in str(error.value) and len(str(error.value)) < 300, str(error.value)
+
+
+def test_a_setting_without_a_section_is_named_and_no_bug() -> None:
+    with pytest.raises(RecipeError, match="seed: unknown key"):
+        Recipe.parse({"data": {"path": "x"}}, ["seed=3"])

@@ -69,9 +69,9 @@ def _target(source: str, write: bool, output: Path | None) -> Path | None:
 
 def _recipe_text(source: str, settings: list[str], target: Path) -> str:
     """The recipe as it is, or a new one that reads the file from where it will lie, with what the command line said."""
-    from ptycho.recipe import given_tree
     from ptycho.recipe_new import new_recipe, path_from
     from ptycho.recipe_update import with_given
+    from ptycho.settings import given_tree
 
     if source.endswith(".toml"):
         return with_given(Path(source).read_text(encoding="utf-8"), given_tree(settings))

@@ -96,7 +96,7 @@ def write_new(source: str, settings: list[str], target: Path) -> tuple[str, ...]
 def ask(source: str, settings: list[str]) -> tuple[Dataset4D, dict[str, dict[str, object]], bool]:
     """(the data, what the settings say as a recipe's tree, whether the scan shape is known)."""
     from ptycho.errors import DataError
-    from ptycho.recipe import given_tree
+    from ptycho.settings import given_tree
 
     data, known = opened(recipe_for(source, settings).reading())
     try:

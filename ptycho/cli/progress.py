@@ -62,3 +62,19 @@ def shown(epochs: int) -> Iterator[Callable[[EpochRecord, int], None]]:
     finally:
         logger.removeHandler(handler)
         logger.setLevel(level)
+
+
+@contextmanager
+def counted(unit: str) -> Iterator[Callable[[int, int], None]]:
+    """A bar when stderr is a terminal; gives what is to be called with (done, in all)."""
+    from tqdm import tqdm
+
+    size = shutil.get_terminal_size()
+    bar: tqdm[Any] = tqdm(unit=unit, disable=not sys.stderr.isatty(), leave=False, ncols=size.columns, nrows=size.lines)
+
+    def show(done: int, total: int) -> None:
+        bar.total = total
+        bar.update(done - bar.n)
+
+    with bar:
+        yield show

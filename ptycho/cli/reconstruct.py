@@ -119,7 +119,8 @@ def _make_demo(ranks: Ranks) -> Path:
     recipe = DEMO / "recipe.toml"
     if ranks.first and not recipe.exists():
         from ptycho.simulated_files import write_simulation
-        from ptycho.simulation import Simulation, simulate
+        from ptycho.simulation import simulate
+        from ptycho.simulation_settings import Simulation
 
         typer.echo(f"simulating a WS2 monolayer with vacancies into {DEMO}/ ...")
         write_simulation(simulate(Simulation()), DEMO)

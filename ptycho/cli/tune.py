@@ -76,6 +76,6 @@ def _write_best(found: Tuned, source: str, recipe: Recipe, settings: list[str]) 
 
 
 def _pair(setting: str) -> tuple[str, Any]:
-    from ptycho.recipe import setting_of
+    from ptycho.settings import setting_of
 
     return setting_of(setting)
