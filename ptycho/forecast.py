@@ -61,6 +61,11 @@ class Load:
         return math.prod(self.canvas) * self.slices * self.states
 
     @property
+    def least_bytes(self) -> int:
+        """One copy of the object and one wave, without which nothing can begin."""
+        return _COMPLEX * (self.object_pixels + self.size**2)
+
+    @property
     def bytes(self) -> float:
         """Memory beside program and patterns."""
         window = self.size**2

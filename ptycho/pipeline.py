@@ -14,7 +14,7 @@ import numpy as np
 import torch
 
 from ptycho.account import Account, warnings_kept
-from ptycho.check import Plan, warnings_of
+from ptycho.check import Plan, check_room, warnings_of
 from ptycho.course import Prepared, Progress, solve_stages
 from ptycho.data import Dataset4D
 from ptycho.defaults import default_stages
@@ -173,6 +173,7 @@ def _prepare(job: Job, earlier: Path | None = None) -> Prepared:
     known = known_start(options, data)
     _check_windows(data, options, recipe.solve, known)
     plan = Plan(data, recipe.model, recipe.solve, Path(recipe.output.directory), job.device)
+    check_room(plan)
     return Prepared(data, recipe, known, warnings_of(plan))
 
 
@@ -192,7 +193,9 @@ def check_plan(plan: Plan) -> None:
 
 def _check_windows(data: Dataset4D, options: ModelOptions, stages: tuple[Solver, ...], known: Known) -> None:
     """What is wrong with a later stage is told before the first one begins."""
-    for stage in stages:
+    for number, stage in enumerate(stages):
+        if stage.update.opr and not options.opr_modes:
+            raise RecipeError(f"solve.{number}.update.opr = {stage.update.opr}: nothing can vary; set opr_modes in [model], 1 or 2 to begin with")
         check_probe_fits(seen_through(data.geometry, view_of(data.pattern_shape, stage.bin, stage.detector_px)), options, known)
 
 
