@@ -54,7 +54,7 @@ VALUES: list[tuple[dict[str, Any], int, list[str]]] = [
     ({"model.vacuum_file": "nan.npy"}, 4, ["nan.npy: there is no electron"]),
     ({"model.probe_file": "scan.npy"}, 4, ["scan.npy: not a complete result"]),
     ({"model.object_file": "."}, 4, ["there is no result.h5"]),
-    ({"scan.positions_file": "three.csv"}, 4, ["scan.npy: 3 positions in scan.positions_file", "48 frames"]),
+    ({"scan.positions_file": "three.csv"}, 4, ["scan.npy: 3 positions are given for 48 frames", "scan.positions_file"]),
     ({"scan.positions_file": "letters.csv"}, 4, ["letters.csv"]),
     ({"scan.positions_file": "nan.csv"}, 4, ["nan.csv"]),
     ({"output.directory": "scan.npy"}, 5, ["scan.npy: this is a file"]),

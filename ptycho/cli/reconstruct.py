@@ -56,6 +56,7 @@ def reconstruct(
     resume: Annotated[bool, typer.Option("--resume", help="Go on, as always; done is no error.")] = False,
     device: Annotated[Device, typer.Option(metavar="NAME", help="auto, cpu, cuda or mps.")] = Device.auto,
     threads: Threads = 0,
+    deterministic: Annotated[bool, typer.Option("--deterministic", help="Same bits on a GPU each time; slower. The CPU's always are.")] = False,
     voltage_kV: VoltageKV = None,
     semiangle_mrad: SemiangleMrad = None,
     defocus_A: DefocusA = None,
@@ -86,7 +87,7 @@ def reconstruct(
         "output.halves": halves or None,
     }  # fmt: skip
     recipe = recipe_for(str(_make_demo()) if source == "demo" else source, settings_of(given, set_))
-    folder, result = _run(recipe, RunPlace(output or Path(recipe.output.directory), fresh, resume), device, threads)
+    folder, result = _run(recipe, RunPlace(output or Path(recipe.output.directory), fresh, resume), Machine(device, threads, deterministic))
     typer.echo(f"picture: {folder / 'phase.png'}")
     if result.quality is not None:
         typer.echo(result.quality.summary())
@@ -115,20 +116,30 @@ class RunPlace:
     resume: bool
 
 
-def _run(recipe: Recipe, where: RunPlace, device: str, threads: int) -> tuple[Path, Result]:
+@dataclass(frozen=True)
+class Machine:
+    """What computes, and how: the device, threads of a CPU (0: all cores), whether a GPU's sums have a fixed order."""
+
+    device: str
+    threads: int
+    deterministic: bool
+
+
+def _run(recipe: Recipe, where: RunPlace, machine: Machine) -> tuple[Path, Result]:
     """Carry out the recipe; the folder of its results and the result."""
     import torch
 
     from ptycho.cli.progress import shown
     from ptycho.cli.signals import stopping
+    from ptycho.deterministic import deterministic
     from ptycho.pipeline import Job, choose_device, run
     from ptycho.runfolder import RunFolder
 
-    if threads > 0:
-        torch.set_num_threads(threads)
+    if machine.threads > 0:
+        torch.set_num_threads(machine.threads)
     # What is quick to check comes first; nothing is written before everything is known to be sound.
-    folder, place = RunFolder(where.path, where.fresh, where.resume), choose_device(device)
-    with stopping() as stop:
+    folder, place = RunFolder(where.path, where.fresh, where.resume), choose_device(machine.device)
+    with stopping() as stop, deterministic(machine.deterministic):
         data = recipe.read()
         epochs = sum(stage.epochs for stage in recipe.solve) * (3 if recipe.output.halves else 1)
         with shown(epochs) as progress:

@@ -50,9 +50,7 @@ def place_frames(header: Header, request: ScanRequest, warnings: list[str]) -> P
         positions = header.positions_A
     if positions is not None and request.shape is None and header.scan_shape is None:
         if len(positions) != header.n_frames:
-            raise DataError(
-                f"{header.path}: {len(positions)} positions in scan.positions_file for {header.n_frames} frames; there must be one row for each frame"
-            )
+            raise DataError(f"{header.path}: {len(positions)} positions are given for {header.n_frames} frames; there must be one row for each frame")
         if request.region is not None:
             raise RecipeError(f"data.scan_region = {list(request.region)}: these positions are a list, not a scan; give [scan] shape as well")
         return Placed((1, len(positions)), np.arange(header.n_frames), None, positions)
@@ -66,7 +64,8 @@ def place_frames(header: Header, request: ScanRequest, warnings: list[str]) -> P
     rows = shape[0] * shape[1]
     if positions is not None and len(positions) not in (rows, header.n_frames):
         raise DataError(
-            f"{header.path}: {len(positions)} positions in scan.positions_file for {header.n_frames} frames; there must be one row for each frame or scan point"
+            f"{header.path}: {len(positions)} positions are given for {header.n_frames} frames: scan.positions_file must have a row for each, "
+            "or for each scan point"
         )
     if len(points) < rows:
         warnings.append(f"{header.path.name}: {rows - len(points)} of {rows} scan points have no frame in the file and are left out")

@@ -212,13 +212,14 @@ class TorchOptimizer(Step):
 
 def _is_optimizer(name: str) -> bool:
     """Whether torch has it, and it takes complex numbers of any shape, as the object's are."""
-    found: Any = getattr(torch.optim, name, None)
+    found = getattr(torch.optim, name, None)
     if not (isinstance(found, type) and issubclass(found, torch.optim.Optimizer)):
         return False
     number = torch.zeros(1, 1, 1, 1, dtype=torch.complex64, requires_grad=True)
     number.grad = torch.zeros_like(number)
     try:
-        found([number]).step(lambda: number.new_zeros((), dtype=torch.float32))
+        kind: Any = found
+        kind([number]).step(lambda: torch.zeros(()))
     except (TypeError, ValueError, RuntimeError, NotImplementedError):
         return False
     return True
