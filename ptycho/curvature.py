@@ -77,6 +77,10 @@ class Curvature:
 
         ``box`` (rows, columns) is the part of the canvas on which the directions' objects are given; it has to hold all windows.
         """
+        return self.engine.within_memory(lambda: self._summed(index, counts, directions, box), len(index))
+
+    def _summed(self, index: Tensor, counts: Tensor, directions: Sequence[Direction], box: tuple[slice, slice]) -> Quadratic:
+        """A few patterns after another, with as many waves of each as there are derivatives."""
         corners, offsets = self.model.positions.split(index, self.model.size)
         kernels, varies = self.model.propagator.kernels(index), self.model.probe.varies
         spectra = None if varies else self._spectra(directions, index)

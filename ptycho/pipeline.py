@@ -18,7 +18,7 @@ from ptycho.check import Plan, check_room, warnings_of
 from ptycho.course import Prepared, Progress, solve_stages
 from ptycho.data import Dataset4D
 from ptycho.defaults import default_stages
-from ptycho.errors import DataError, OutOfMemoryError, PtychoError, RecipeError, Stopped
+from ptycho.errors import DataError, OutOfMemoryError, RecipeError, Stopped
 from ptycho.explain import suggestion
 from ptycho.fingerprint import fingerprint
 from ptycho.frames import Quantity
@@ -106,9 +106,8 @@ def run(job: Job) -> Result:
         return load_result(folder.path) if folder.finished else _kept_run(job, prepared, folder)
     except BaseException as error:
         interrupted = isinstance(error, KeyboardInterrupt)
-        folder.fail(
-            error, error.exit_code if isinstance(error, PtychoError) else 130 if interrupted else 1, interrupted or isinstance(error, Stopped)
-        )
+        code = getattr(error, "exit_code", 130 if interrupted else 1)
+        folder.fail(error, code, interrupted or isinstance(error, Stopped))
         raise
     finally:
         folder.close_log(logger)
