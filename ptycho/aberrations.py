@@ -66,6 +66,9 @@ class Aberration:
 
 Aberrations = tuple[Aberration, ...]
 
+#: A hundred metres.
+_MOST_A = 1e12
+
 
 def parse_aberrations(values: Mapping[str, float]) -> Aberrations:
     """Aberrations from names: Krivanek (``C12``, ``phi12_deg``), Haider (``A1``, ``A1_deg``) or ``defocus_A``.
@@ -79,8 +82,8 @@ def parse_aberrations(values: Mapping[str, float]) -> Aberrations:
         if name.endswith("_deg"):
             continue
         value = float(given)
-        if not math.isfinite(value):
-            raise RecipeError(f"aberrations.{name} = {given}: a finite number in Å is needed")
+        if not abs(value) <= _MOST_A:
+            raise RecipeError(f"aberrations.{name} = {given}: a finite number in Å, at most {_MOST_A:g}, is needed")
         n, m, factor, angle_name = _term(name)
         if (n, m) in terms:
             raise RecipeError(f"aberrations.{name}: C{n}{m} is given twice; keep one of its names")

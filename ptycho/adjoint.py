@@ -8,11 +8,10 @@ d loss / d z with z taken as independent of its conjugate (Wirtinger); torch's `
 
 from __future__ import annotations
 
-import logging
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor, wait
 from importlib.util import find_spec
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor
@@ -32,13 +31,13 @@ from ptycho.adjoint_terms import (
 from ptycho.elementwise import Elementwise
 from ptycho.kept import Kept
 from ptycho.loss import Loss
-from ptycho.memory import is_out_of_memory
+from ptycho.memory import with_less
 from ptycho.model import Ptychography
 from ptycho.optics import propagation_phase
 from ptycho.shards import Shard
 from ptycho.windows import Workspace, touched_box
 
-logger = logging.getLogger("ptycho")
+T = TypeVar("T")
 
 __all__ = ["Gradients", "Likelihood", "Varying", "Wants", "likelihood"]
 
@@ -126,18 +125,22 @@ class Likelihood:
         ramps, descan = self.elementwise.ramps(offsets, size), varying.descan_px
         descan_ramps = None if descan is None else model.detector.descan_ramps(descan)
         batch = Batch(corners, counts, spectrum, ramps, self._kernels(tilt), tilt, patches, wants, varying, descan_ramps)
-        while True:
-            try:
-                return self._collect(batch, self._partials(batch))
-            except (MemoryError, RuntimeError) as error:
-                if self.chunk == 1 or not is_out_of_memory(error):
-                    raise
-            # Nothing of the model has changed: the batch is computed again, fewer patterns at a time.
-            self._chunk_wanted = max(1, min(self.chunk, len(corners)) // 2)
-            self._spaces = [Workspace() for _ in range(self.workers)]
-            if self.device.type == "cuda":
-                torch.cuda.empty_cache()
-            logger.warning(f"out of memory: from here on {self._chunk_wanted} patterns are computed at a time")
+        return self.within_memory(lambda: self._collect(batch, self._partials(batch)), len(corners))
+
+    def within_memory(self, work: Callable[[], T], patterns: int) -> T:
+        """What ``work`` gives; where memory runs out it is done again with half the chunk, and so is everything after it.
+
+        ``work`` takes at most ``chunk`` of the ``patterns`` at a time and changes nothing before it has its result. Raises what it raised when
+        there is no room for a single pattern.
+        """
+        first = self.chunk
+
+        def attempt(chunk: int) -> T:
+            if chunk != first:
+                self._chunk_wanted, self._spaces = chunk, [Workspace() for _ in range(self.workers)]
+            return work()
+
+        return with_less(attempt, first, patterns, self.device)[0]
 
     def _partials(self, batch: Batch) -> list[Partial]:
         """The work of each worker."""

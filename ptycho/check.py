@@ -12,7 +12,8 @@ import numpy as np
 import torch
 
 from ptycho.data import Dataset4D
-from ptycho.forecast import disk_bytes, epoch_seconds, peak_bytes
+from ptycho.errors import OutOfMemoryError
+from ptycho.forecast import Load, disk_bytes, epoch_seconds, peak_bytes
 from ptycho.geometry import Geometry
 from ptycho.memory import free_bytes
 from ptycho.solvers import Solver
@@ -114,6 +115,17 @@ def memory_and_disk(plan: Plan) -> tuple[Check, ...]:
     needed, space = disk_bytes(plan.geometry, plan.options, plan.stages), shutil.disk_usage(there).free
     room = f"make room in {there}, or choose another folder with -o" if needed > _DISK * space else ""
     return memory, Check("disk space", f"results of about {_size(needed)}, {_size(space)} free", room)
+
+
+def check_room(plan: Plan) -> None:
+    """Raise OutOfMemoryError when not even one copy of the object, or one pattern, has room: such a run would end in its first moment."""
+    free = free_bytes(plan.device)
+    for number, stage in enumerate(plan.stages):
+        load = Load.of(plan.geometry, plan.options, stage)
+        if load.least_bytes > free:
+            height, width = load.canvas
+            what = f"solve.{number}: an object of {load.slices} x {height} x {width} px and patterns of {load.size} x {load.size} px"
+            raise OutOfMemoryError(f"{what} do not fit into {_size(free)}: check scan.step_A, pad, oversample and slices, or bin the patterns")
 
 
 def run_time(plan: Plan) -> Check:

@@ -84,6 +84,11 @@ class Curvature:
         shard = self.engine.shard
         if (rows := shard.rows(index)) is not None:
             index, counts, directions = index[rows], counts[rows], [direction.rows(rows) for direction in directions]
+        found = self.engine.within_memory(lambda: self._summed(index, counts, directions, box), len(index))
+        return Quadratic(shard.ranks.sum_(found.slope), shard.ranks.sum_(found.matrix))
+
+    def _summed(self, index: Tensor, counts: Tensor, directions: Sequence[Direction], box: tuple[slice, slice]) -> Quadratic:
+        """A few patterns after another, with as many waves of each as there are derivatives."""
         corners, offsets = self.model.positions.split(index, self.model.size)
         kernels, varies = self.model.propagator.kernels(index), self.model.probe.varies
         spectra = None if varies else self._spectra(directions, index)
@@ -102,7 +107,7 @@ class Curvature:
             if self.model.detector.descans:
                 waves = self.model.detector.descanned(waves, index[part])
             self._add(waves, counts[part], slope, matrix)
-        return Quadratic(shard.ranks.sum_(slope), shard.ranks.sum_(matrix))
+        return Quadratic(slope, matrix)
 
     def _pairs(self, n: int) -> list[tuple[int, int]]:
         """Which second-order waves there are, in their order behind the wave and its n tangents."""

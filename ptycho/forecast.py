@@ -64,6 +64,11 @@ class Load:
         """Of all slices and states."""
         return math.prod(self.canvas) * self.slices * self.states
 
+    @property
+    def least_bytes(self) -> int:
+        """One copy of the object and one wave, without which nothing can begin."""
+        return _COMPLEX * (self.object_pixels + self.size**2)
+
     def bytes(self, device: torch.device) -> float:
         """Memory beside program and patterns."""
         window = self.size**2

@@ -110,7 +110,7 @@ class Keeper:
     def keep_result(self, name: str, result: Result) -> None:
         """Keep what a part gave."""
         if self.folder is not None:
-            write_result(self.folder.path / FOLDER / name, result)
+            write_result(self.folder.path / name, result)
 
     def after_batch(self, epochs_done: int, state: Callable[[], dict[str, Any] | None]) -> None:
         """Called between batches: keeps the state if it is time. Raises Stopped if somebody asks for that; ``state`` gives None if it is unsound."""

@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 
 from ptycho.data import Dataset4D
 from ptycho.direct import METHODS
+from ptycho.errors import DataError
 from ptycho.io import read
 from ptycho.io.numpy_file import load_npy
 from ptycho.io.result_file import load_result
@@ -48,9 +49,9 @@ def known_object(options: ModelOptions, data: Dataset4D, known: Known) -> Known:
 
 
 def _mean_pattern(path: str) -> NDArray[np.float32]:
-    """A measured pattern without specimen: an image in .npy, or the mean of a data set."""
-    if path.endswith(".npy"):
-        image = load_npy(Path(path))
-        if image.ndim == 2:
-            return np.asarray(image, dtype=np.float32)
-    return np.asarray(read(path).survey().mean_pattern, dtype=np.float32)
+    """A measured pattern without specimen: an image in .npy, or the mean of a data set. Raises DataError for one without electrons."""
+    image = load_npy(Path(path)) if path.endswith(".npy") else np.empty(0)
+    pattern = np.asarray(image if image.ndim == 2 else read(path).survey().mean_pattern, dtype=np.float32)
+    if not np.nan_to_num(pattern).max(initial=0) > 0:
+        raise DataError(f"{path}: there is no electron in this vacuum pattern; check model.vacuum_file")
+    return pattern

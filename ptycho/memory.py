@@ -2,13 +2,20 @@
 
 from __future__ import annotations
 
+import logging
 import math
 import platform
 import sys
+from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
+from typing import TypeVar
 
 import torch
+
+logger = logging.getLogger("ptycho")
+
+T = TypeVar("T")
 
 _UNKNOWN = 8 << 30
 
@@ -83,3 +90,20 @@ def _left_in_group(group: Path) -> int | None:
 def is_out_of_memory(error: BaseException) -> bool:
     """Whether this is an allocation that failed; torch has no class of its own for that on the CPU."""
     return isinstance(error, (MemoryError, torch.OutOfMemoryError)) or "can't allocate memory" in str(error)
+
+
+def with_less(work: Callable[[int], T], chunk: int, most: int, device: torch.device) -> tuple[T, int]:
+    """(what ``work`` gives, the chunk of patterns that it took at a time): ``chunk``, halved as often as memory runs out.
+
+    There are ``most`` patterns. ``work`` must change nothing before it has its result. Raises what it raised when there is no room for one pattern.
+    """
+    while True:
+        try:
+            return work(chunk), chunk
+        except (MemoryError, RuntimeError) as error:
+            if chunk == 1 or not is_out_of_memory(error):
+                raise
+        chunk = max(1, min(chunk, most) // 2)
+        if device.type == "cuda":
+            torch.cuda.empty_cache()
+        logger.warning(f"out of memory: from here on {chunk} patterns are computed at a time")

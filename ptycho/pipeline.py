@@ -14,12 +14,12 @@ import numpy as np
 import torch
 
 from ptycho.account import Account, warnings_kept
-from ptycho.check import Plan, warnings_of
+from ptycho.check import Plan, check_room, warnings_of
 from ptycho.course import Prepared, Tell, solve_stages
 from ptycho.data import Dataset4D
 from ptycho.defaults import default_stages
 from ptycho.device import choose_device
-from ptycho.errors import DataError, OutOfMemoryError, PtychoError, RecipeError, Stopped
+from ptycho.errors import DataError, OutOfMemoryError, RecipeError, Stopped
 from ptycho.explain import suggestion
 from ptycho.fingerprint import fingerprint
 from ptycho.frames import Quantity
@@ -124,9 +124,8 @@ def run(job: Job) -> Result:
         return _kept_run(job, prepared)
     except BaseException as error:
         interrupted = isinstance(error, KeyboardInterrupt)
-        folder.fail(
-            error, error.exit_code if isinstance(error, PtychoError) else 130 if interrupted else 1, interrupted or isinstance(error, Stopped)
-        )
+        code = getattr(error, "exit_code", 130 if interrupted else 1)
+        folder.fail(error, code, interrupted or isinstance(error, Stopped))
         raise
     finally:
         folder.close_log(logger)
@@ -201,6 +200,7 @@ def _prepare(job: Job, earlier: Path | None = None) -> Prepared:
         for stage in recipe.solve:
             stage.check_shared(job.ranks.count)
     plan = Plan(data, recipe.model, recipe.solve, Path(recipe.output.directory), job.device)
+    check_room(plan)
     return Prepared(data, recipe, known, warnings_of(plan))
 
 
@@ -220,7 +220,9 @@ def check_plan(plan: Plan) -> None:
 
 def _check_windows(data: Dataset4D, options: ModelOptions, stages: tuple[Solver, ...], known: Known) -> None:
     """What is wrong with a later stage is told before the first one begins."""
-    for stage in stages:
+    for number, stage in enumerate(stages):
+        if stage.update.opr and not options.opr_modes:
+            raise RecipeError(f"solve.{number}.update.opr = {stage.update.opr}: nothing can vary; set opr_modes in [model], 1 or 2 to begin with")
         check_probe_fits(seen_through(data.geometry, view_of(data.pattern_shape, stage.bin, stage.detector_px)), options, known)
 
 

@@ -255,7 +255,7 @@ def _tree(path: str | Path) -> dict[str, Any]:
             raise RecipeError(f"{path}: this is a pipe or a device; give the recipe's path")
         if path.stat().st_size > _MOST_BYTES:
             raise RecipeError(f"{path}: {path.stat().st_size} bytes is too long for a recipe; is it a data file?")
-        return tomllib.loads(path.read_text(encoding="utf-8"))
+        return tomllib.loads(path.read_text(encoding="utf-8-sig"))  # an editor's byte order mark is no part of it
     except OSError as error:
         raise RecipeError(f"{path}: {error.strerror or error}; give the recipe's path") from None
     except (tomllib.TOMLDecodeError, UnicodeDecodeError, RecursionError) as error:

@@ -10,6 +10,7 @@ from torch import Tensor
 from ptycho.deviance import Deviance, noise_scale
 from ptycho.examples import Examples
 from ptycho.geometry import Geometry
+from ptycho.memory import with_less
 from ptycho.model import Ptychography
 from ptycho.patterns import Patterns
 from ptycho.quality import Residual
@@ -40,10 +41,17 @@ def compare(model: Ptychography, patterns: Patterns, geometry: Geometry) -> tupl
     fields = len(chosen) * model.probe.wave.numel() * model.object.transmission.shape[0]
     sums = torch.zeros(6, *patterns.shape, dtype=torch.float64, device=model.object.transmission.device)
     each: list[Tensor] = []
+    most = count
     for index, counts in patterns.batches(np.array_split(chosen, -(-fields // _FIELDS))):
-        of_pixels, of_patterns = _sums(model(index), counts, model.detector.mask, deviance)
-        sums += of_pixels
-        each.append(of_patterns.cpu())
+
+        def summed(chunk: int, index: Tensor = index, counts: Tensor = counts) -> list[tuple[Tensor, Tensor]]:
+            parts = zip(index.split(chunk), counts.split(chunk), strict=True)
+            return [_sums(model(part), some, model.detector.mask, deviance) for part, some in parts]
+
+        found, most = with_less(summed, most, len(index), index.device)
+        for of_pixels, of_patterns in found:
+            sums += of_pixels
+            each.append(of_patterns.cpu())
     expected_e, squared = torch.cat(each, 1).numpy()
     pixel_mrad = geometry.pixel_invA * geometry.wavelength_A * 1e3
     examples = _examples(model, patterns, sums, (chosen, squared / np.maximum(scale * expected_e, _FLOOR_E)), pixel_mrad)

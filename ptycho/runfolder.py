@@ -48,6 +48,8 @@ class RunFolder:
             raise self._unwritable(error) from None
 
     def _check(self) -> None:
+        if "\0" in str(self.path):
+            raise OutputError(f"{str(self.path)!r}: a null byte is in this name; give another folder with -o")
         if self.path.exists() and not self.path.is_dir():
             raise OutputError(f"{self.path}: this is a file; give another folder with -o")
         if (owner := holder(self.path)) is not None:

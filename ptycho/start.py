@@ -216,7 +216,15 @@ def defocus_blur_A(geometry: Geometry, depth_A: float = 0.0) -> float:
 
 
 def check_probe_fits(geometry: Geometry, options: ModelOptions, known: Known) -> None:
-    """Raise RecipeError when the simulated window cannot hold the probe."""
+    """Raise RecipeError when the simulated window cannot hold the probe, the pattern its disk, or a vacuum pattern is of another shape."""
+    shape = geometry.pattern_shape
+    if known.vacuum is not None and known.vacuum.shape != shape:
+        raise RecipeError(
+            f"{options.vacuum_file}: the vacuum pattern is {known.vacuum.shape}, the patterns are {shape}; prepare both in the same way"
+        )
+    if 2 * geometry.disk_radius_px > min(shape):
+        disk = f"the bright-field disk is {2 * geometry.disk_radius_px:.1f} px wide"
+        raise RecipeError(f"{disk} and the pattern {shape[0]} x {shape[1]} px: bin less, or use more of it (detector_px)")
     diameter, window_A = probe_diameter_A(geometry, sum(options.thicknesses_A[:-1])), options.oversample / geometry.pixel_invA
     if diameter > window_A and known.probe is None:
         wider = math.ceil(1.2 * diameter / window_A * options.oversample)
@@ -242,8 +250,6 @@ def _probe(geometry: Geometry, options: ModelOptions, size: int, pixel_A: float,
 
 def _probe_from_vacuum(geometry: Geometry, vacuum: NDArray[np.float32], size: int, pixel_A: float, oversample: int) -> Tensor:
     """The measured aperture amplitude, sqrt of the counts, with the nominal aberrations; complex128 (y, x)."""
-    if vacuum.shape != geometry.pattern_shape:
-        raise RecipeError(f"the vacuum pattern is {vacuum.shape}, the patterns are {geometry.pattern_shape}; prepare both in the same way")
     from scipy.ndimage import map_coordinates  # late: it takes longer to import than to use
 
     known = np.nan_to_num(vacuum)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,8 @@ import torch
 from numpy.typing import NDArray
 
 import ptycho
+import ptycho.pipeline
+import ptycho.plot
 from ptycho.constraint import Constraints, OrthogonalModes, PurePhase
 from ptycho.errors import DataError, OutputError, Stopped
 from ptycho.io.checkpoint import checkpoints, load_checkpoint, load_latest, save_checkpoint
@@ -20,6 +23,13 @@ from ptycho.solvers import EPIE, LSQML, Gradient, MixedState, Polish, Updates
 
 KNOWN: dict[str, Any] = {"voltage_kV": 80, "semiangle_mrad": 24.9, "step_A": 0.4, "defocus_A": 20}
 ALL = Updates(probe=1, positions=1, affine=1, aberrations=1, source=2, descan=1, background=1, blur=2)
+
+
+@pytest.fixture(autouse=True)
+def no_page(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The page and the pictures take longer than the runs, are not what is looked at here, and can be made again."""
+    monkeypatch.setattr(ptycho.pipeline, "report", lambda result: f"{len(result.history)} epochs")
+    monkeypatch.setattr(ptycho.plot, "phase_png", lambda *_, **__: b"")
 
 
 def after(batches: int) -> Callable[[], bool]:
@@ -74,6 +84,42 @@ def test_stopped_and_started_again_is_the_same_bit_for_bit(data: ptycho.Dataset4
     lines = [json.loads(line)["epoch"] for line in (tmp_path / "parts" / "metrics.jsonl").read_text().splitlines()]
     assert lines == list(range(1, len(whole.history) + 1))
     assert not (tmp_path / "parts" / "checkpoints").exists() and not (tmp_path / "parts" / "run.lock").exists()
+
+
+def assert_stops_change_nothing(data: ptycho.Dataset4D, tmp_path: Path, every: int, **options: Any) -> ptycho.Result:
+    whole = ptycho.reconstruct(data, device="cpu", output=tmp_path / "whole", **options)
+    assert_same(interrupted(data, tmp_path / "parts", every, **options), whole)
+    return whole
+
+
+def test_with_patterns_held_out_and_stages_of_several_modes_and_slices(tmp_path: Path, disk_patterns: NDArray[np.float32]) -> None:
+    np.save(tmp_path / "scan.npy", np.random.default_rng(3).poisson(disk_patterns.mean((0, 1)), (11, 11, 32, 32)).astype(np.float32))
+    data = ptycho.read(tmp_path / "scan.npy", **{**KNOWN, "step_A": 0.3})
+    every = replace(ALL, tilt=1, thickness=1)
+    solve = [
+        Gradient(epochs=1, batch=40, bin=2, probe_modes=1, slices=1),
+        Gradient(epochs=2, batch=40, update=every),
+        LSQML(epochs=1, batch=40, slices=3, probe_modes=3, update=every),
+    ]
+    whole = assert_stops_change_nothing(data, tmp_path, 3, solve=solve, probe_modes=2, slices=2, slice_thickness_A=8, tilt_per_position=True)
+    assert all(record.held_out is not None for record in whole.history)
+    assert whole.object.shape[1] == 3 and len(whole.probe) == 3 and len(whole.tilt_mrad) == 121
+
+
+def test_with_two_halves_of_the_data(tmp_path: Path, disk_patterns: NDArray[np.float32]) -> None:
+    np.save(tmp_path / "scan.npy", disk_patterns)
+    data = ptycho.read(tmp_path / "scan.npy", **{**KNOWN, "step_A": 1.4})
+    whole = assert_stops_change_nothing(data, tmp_path, 4, epochs=2, batch=20, halves=True)
+    quality, other = whole.quality, ptycho.load(tmp_path / "parts").quality
+    assert quality is not None and other is not None
+    for name in ("standard_error_rad", "shot_noise_rad", "constrained", "error_rad"):
+        np.testing.assert_array_equal(getattr(quality, name), getattr(other, name), err_msg=name)
+
+
+def test_with_a_scan_and_a_tilt_that_are_searched_for(data: ptycho.Dataset4D, tmp_path: Path) -> None:
+    """What was found before the run is not found again, and the stages are those that were chosen then."""
+    whole = assert_stops_change_nothing(data, tmp_path, 25, refine=("scan", "positions", "tilt"), slices=2, slice_thickness_A=8)
+    assert len(whole.history) > 2
 
 
 def test_epochs_after_the_checkpoint_are_not_told_twice(data: ptycho.Dataset4D, tmp_path: Path) -> None:

@@ -236,6 +236,7 @@ def test_a_run_keeps_what_the_page_needs(finished: Path):
     assert result.examples.measured_e[0].sum() == pytest.approx(result.examples.modelled_e[0].sum(), rel=0.2)
 
 
+@pytest.mark.usefixtures("unrendered")
 def test_the_warnings_of_an_older_run_are_those_of_its_log(tmp_path: Path):
     ptycho.save(make(), tmp_path)
     (tmp_path / "log.txt").write_text("2026-11-27 04:57:18,030 WARNING too thin\n2026-11-27 04:57:18,031 INFO fine\n" * 2)
@@ -251,6 +252,7 @@ def test_without_a_result_there_is_no_page(tmp_path: Path):
     assert not list(tmp_path.iterdir())
 
 
+@pytest.mark.usefixtures("unrendered")
 def test_where_nothing_can_be_written_it_says_so(finished: Path, tmp_path: Path):
     (tmp_path / "file").write_text("")
     for target in (tmp_path / "file" / "a.html", tmp_path / "none" / "a.html", tmp_path):

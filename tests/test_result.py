@@ -181,7 +181,8 @@ def test_the_tiff_has_imagejs_scale(tmp_path: Path):
 
 
 @pytest.mark.parametrize("seed", range(4))
-def test_damage_is_one_sentence_or_does_no_harm(tmp_path: Path, seed):
+def test_damage_is_one_sentence(tmp_path: Path, seed):
+    """One bit, or the end of the file: nothing is harmless, as the whole file is sealed."""
     result, random = make(), np.random.default_rng(seed)
     content = save_result(result, tmp_path).read_bytes()
     damaged = tmp_path / "damaged.h5"
@@ -190,14 +191,9 @@ def test_damage_is_one_sentence_or_does_no_harm(tmp_path: Path, seed):
         flipped[random.integers(len(content))] ^= 1 << random.integers(8)
         for part in (bytes(flipped), content[: random.integers(len(content))]):
             damaged.write_bytes(part)
-            try:
-                loaded = load_result(damaged)
-            except DataError as error:
-                message = str(error)
-            else:
-                message = "damaged.h5"
-                assert_identical(loaded, result)
-            assert "\n" not in message and "damaged.h5" in message
+            with pytest.raises(DataError, match=r"damaged\.h5") as told:
+                load_result(damaged)
+            assert "\n" not in str(told.value)
 
 
 def _edited(path: Path, edit) -> Path:

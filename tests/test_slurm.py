@@ -16,30 +16,26 @@ from command import environment
 import ptycho
 from ptycho.slurm import Course, Resources, script
 
-#: Stands for a run that takes its time: it works until it is asked to stop, keeps its state, and is complete when it is started again.
-PLAYER = """#!{python}
-import json, os, signal, sys, time, tomllib
+#: The real program, whose batches take a second each until it has been stopped once: an hour's run in little.
+SLOWLY = """#!{python}
+import sys, time, tomllib
 from pathlib import Path
-from ptycho.lock import Owner
+from ptycho.cli import main
+from ptycho.solvers.gradient import Nesterov
 folder = Path(tomllib.loads(Path(sys.argv[4]).read_text())["output"]["directory"])
-folder.mkdir(exist_ok=True)
-state = folder / "state"
-def tell(state):
-    said = {{"state": state, "pid": os.getpid(), "host": os.uname().nodename, "started": 0, "updated": time.time(), "process": Owner.me().start}}
-    (folder / "status.json").write_text(json.dumps(said))
-def stop(number, frame):
+batch = Nesterov.batch
+def slowly(self, *given):
     time.sleep(1)
-    state.write_text(signal.Signals(number).name)
-    tell("stopped")
-    sys.exit(75)
-for name in ("SIGTERM", "SIGUSR2"):
-    signal.signal(getattr(signal, name), stop)
-tell("running")
-if not state.exists():
-    time.sleep(200)
-    sys.exit(1)
-tell("finished")
+    return batch(self, *given)
+if not (folder / "checkpoints").exists():
+    Nesterov.batch = slowly
+sys.argv = ["ptycho", *sys.argv[3:]]
+main()
 """
+
+#: Epochs of a run that outlives its time limit, as long as its batches take a second.
+EPOCHS = 150
+LONG = ("--set", f"solve.0.epochs={EPOCHS}")
 
 #: How long anything may take on a machine that has other things to do.
 PATIENCE_S = 240
@@ -50,9 +46,9 @@ class Cluster:
 
     def __init__(self, folder: Path, variables: dict[str, str]) -> None:
         self.folder, self.variables = folder, variables
-        self.player = folder / "player"
-        self.player.write_text(PLAYER.format(python=sys.executable))
-        self.player.chmod(0o755)
+        self.slowly = folder / "slowly"
+        self.slowly.write_text(SLOWLY.format(python=sys.executable))
+        self.slowly.chmod(0o755)
 
     def run(self, *words: object) -> str:
         """A command that ends well; what it prints."""
@@ -63,6 +59,14 @@ class Cluster:
     def submit(self, *words: object) -> str:
         """``ptycho submit`` for the CPU, one core each; the job's id."""
         return self.run(sys.executable, "-m", "ptycho", "submit", "recipe.toml", "--gpus", 0, "--cpus", 1, *words)
+
+    def works(self, name: str) -> bool:
+        """Whether a run is in its second epoch at least."""
+        try:
+            said = json.loads((self.folder / name / "status.json").read_text())
+        except FileNotFoundError:
+            return False
+        return bool(said["state"] == "running" and said["epoch"] > 0)
 
     def states(self, folder: str) -> dict[str, str]:
         """Of the runs there."""
@@ -103,7 +107,22 @@ def cluster(tmp_path_factory: pytest.TempPathFactory, slurm: dict[str, str]) -> 
 @pytest.fixture(scope="module")
 def limited(cluster: Cluster) -> str:
     """A run with a limit of one minute; Slurm looks at the limits twice a minute. It goes on while the others are tested."""
-    return cluster.submit("-o", "limited", "--time", "1", "--lead", "20", "--python", cluster.player)
+    return cluster.submit("-o", "limited", "--time", "1", "--lead", "20", *LONG, "--python", cluster.slowly)
+
+
+@pytest.fixture(scope="module")
+def undisturbed(cluster: Cluster) -> ptycho.Result:
+    """What the long runs have to give."""
+    recipe = ptycho.Recipe.load(cluster.folder / "recipe.toml", [f"solve.0.epochs={EPOCHS}"])
+    return ptycho.reconstruct(recipe, device="cpu")
+
+
+def assert_as_if_undisturbed(cluster: Cluster, name: str, whole: ptycho.Result) -> None:
+    """It was stopped with a checkpoint, went on from it in another job's start, and its bits are those of a run in peace."""
+    log, found = (cluster.folder / name / "log.txt").read_text(), ptycho.load(cluster.folder / name)
+    assert "ERROR Stopped: stopped in epoch" in log and "going on from checkpoints/" in log
+    assert found.object.tobytes() == whole.object.tobytes() and found.probe.tobytes() == whole.probe.tobytes()
+    assert [(record.epoch, record.loss) for record in found.history] == [(record.epoch, record.loss) for record in whole.history]
 
 
 def test_an_array(cluster: Cluster, limited: str) -> None:
@@ -117,12 +136,13 @@ def test_an_array(cluster: Cluster, limited: str) -> None:
     assert cluster.submit("-o", "it's a $(sweep)", "--vary", "model.seed=1,2,3,4") == ""
 
 
-def test_preempted_and_finished(cluster: Cluster) -> None:
-    job = cluster.submit("-o", "low", "--python", cluster.player, "--sbatch=--nodelist=n2", "--partition", "low")
-    cluster.wait(lambda: cluster.states("low") == {"low": "running"})
+def test_preempted_and_finished(cluster: Cluster, undisturbed: ptycho.Result) -> None:
+    job = cluster.submit("-o", "low", *LONG, "--python", cluster.slowly, "--sbatch=--nodelist=n2", "--partition", "low")
+    cluster.wait(lambda: cluster.works("low"))
     other = cluster.run("sbatch", "--parsable", "--partition=high", "--nodelist=n2", "--exclusive", "--output=/dev/null", "--wrap=sleep 2")
     cluster.wait(lambda: cluster.gone(job, other))
-    assert cluster.states("low") == {"low": "finished"} and (cluster.folder / "low" / "state").exists()
+    assert cluster.states("low") == {"low": "finished"}
+    assert_as_if_undisturbed(cluster, "low", undisturbed)
     assert int(cluster.job(job)["Restarts"]) >= 1
 
 
@@ -135,8 +155,8 @@ def test_a_failure_is_passed_on(cluster: Cluster) -> None:
 
 
 def test_a_job_that_is_cancelled_stays_away(cluster: Cluster) -> None:
-    job = cluster.submit("-o", "away", "--python", cluster.player)
-    cluster.wait(lambda: cluster.states("away") == {"away": "running"})
+    job = cluster.submit("-o", "away", *LONG, "--python", cluster.slowly)
+    cluster.wait(lambda: cluster.works("away"))
     cluster.run("scancel", job)
     cluster.wait(lambda: cluster.gone(job))
     assert cluster.job(job)["JobState"] == "CANCELLED" and cluster.states("away") == {"away": "stopped"}
@@ -170,8 +190,9 @@ def test_two_nodes_compute_one_run(cluster: Cluster) -> None:
     assert "2 processes, the first with 8 of 16 patterns" in said and said.count("epoch 5 of 5") == 1
 
 
-def test_a_time_limit_is_no_end(cluster: Cluster, limited: str) -> None:
+def test_a_time_limit_is_no_end(cluster: Cluster, limited: str, undisturbed: ptycho.Result) -> None:
     cluster.wait(lambda: cluster.gone(limited))
     found = cluster.job(limited)
     assert (found["JobState"], found["ExitCode"]) == ("COMPLETED", "0:0") and int(found["Restarts"]) >= 1
-    assert cluster.states("limited") == {"limited": "finished"} and (cluster.folder / "limited" / "state").read_text() == "SIGUSR2"
+    assert cluster.states("limited") == {"limited": "finished"}
+    assert_as_if_undisturbed(cluster, "limited", undisturbed)

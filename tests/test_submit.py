@@ -290,7 +290,9 @@ def test_what_has_begun_keeps_its_recipe(here: Path, slurm: Path) -> None:
     assert Recipe.load("run.job/run.toml").model.seed == 5
     finish(here / "run")
     code, out, err = run("submit", "recipe.toml", "--gpus", "0")
-    assert (code, out) == (3, "") and "run: is finished with another recipe" in err
+    assert (code, out) == (3, "") and "run: is finished with another recipe" in err and "model.seed was 5 and is 0" in err
+    again = ("submit", "recipe.toml", "--gpus", "0", "--set", "model.seed=5", "--set", "output.checkpoint_minutes=1")
+    assert run(*again).code == 0  # how often the state is kept is no matter
 
 
 def test_slurm_has_the_last_word(here: Path, slurm: Path) -> None:

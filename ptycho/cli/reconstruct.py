@@ -60,6 +60,7 @@ def reconstruct(
     live: Annotated[bool, typer.Option("--live", help="A page in the browser while it runs.")] = False,
     device: Annotated[Device, typer.Option(metavar="NAME", help="auto, cpu, cuda or mps.")] = Device.auto,
     threads: Threads = 0,
+    deterministic: Annotated[bool, typer.Option("--deterministic", help="Same bits on a GPU each time.")] = False,
     voltage_kV: VoltageKV = None,
     semiangle_mrad: SemiangleMrad = None,
     defocus_A: DefocusA = None,
@@ -97,7 +98,7 @@ def reconstruct(
         with joined() as ranks:
             recipe = recipe_for(str(_make_demo(ranks)) if source == "demo" else source, settings_of(given, set_))
             folder = output or Path(recipe.output.directory)
-            result = _run(recipe, RunPlace(folder, fresh, resume, ranks, live), device, threads)
+            result = _run(recipe, RunPlace(folder, fresh, resume, ranks, live), Machine(device, threads, deterministic))
             if ranks.first:
                 _tell(folder, result, recipe)
     except Stopped as stopped:
@@ -139,23 +140,33 @@ class RunPlace:
     live: bool = False
 
 
-def _run(recipe: Recipe, where: RunPlace, device: str, threads: int) -> Result:
+@dataclass(frozen=True)
+class Machine:
+    """What computes, and how: the device, threads of a CPU (0: all cores), whether a GPU's sums have a fixed order."""
+
+    device: str
+    threads: int
+    deterministic: bool
+
+
+def _run(recipe: Recipe, where: RunPlace, machine: Machine) -> Result:
     """Carry out the recipe."""
     import torch
 
     from ptycho.cli.progress import shown, silent
     from ptycho.cli.signals import stopping
+    from ptycho.deterministic import deterministic
     from ptycho.device import choose_device
     from ptycho.pipeline import Job, run
     from ptycho.runfolder import RunFolder
 
-    if threads > 0:
-        torch.set_num_threads(threads)
+    if machine.threads > 0:
+        torch.set_num_threads(machine.threads)
     # What is quick to check comes first; nothing is written before everything is known to be sound.
     ranks = where.ranks
     folder = RunFolder(where.path, where.fresh, where.resume) if ranks.first else None
-    place = choose_device(device, ranks)
-    with stopping() as stop, _page(where):
+    place = choose_device(machine.device, ranks)
+    with stopping() as stop, _page(where), deterministic(machine.deterministic):
         data = recipe.read()
         epochs = sum(stage.epochs for stage in recipe.solve) * (3 if recipe.output.halves else 1)
         with shown(epochs) if ranks.first else silent() as progress:

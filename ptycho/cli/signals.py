@@ -14,8 +14,10 @@ from ptycho.errors import Stopped
 _NAMES = ("SIGINT", "SIGTERM", "SIGUSR1", "SIGUSR2")
 
 
-class _Now(KeyboardInterrupt):
-    """A signal while there is nothing to keep yet: Ctrl-C's way out, which no reader of files takes for a damaged file."""
+class StoppedAtOnce(KeyboardInterrupt):
+    """A signal while there is nothing new to keep yet: Ctrl-C's way out, which no reader of files takes for a damaged file."""
+
+    exit_code = Stopped.exit_code
 
 
 class StopRequest:
@@ -42,7 +44,7 @@ class StopRequest:
         if self._interrupts == 2:
             raise KeyboardInterrupt
         if not self._asked:
-            raise _Now
+            raise StoppedAtOnce(f"stopped by {self.name} before the first batch; give the same command again")
 
 
 @contextmanager
@@ -56,8 +58,8 @@ def stopping() -> Iterator[StopRequest]:
                 number = getattr(signal, name)
                 before[number] = signal.signal(number, request.handle)
         yield request
-    except _Now:
-        raise Stopped(f"stopped by {request.name} before the first batch; give the same command again to begin") from None
+    except StoppedAtOnce as now:
+        raise Stopped(str(now)) from None
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)

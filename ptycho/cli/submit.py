@@ -100,7 +100,7 @@ def _check(job: JobFolder, points: dict[str, Recipe]) -> None:
     """What is in the way is told before anything is written."""
     from ptycho.errors import RecipeError
     from ptycho.recipe import Recipe
-    from ptycho.runfolder import RunFolder
+    from ptycho.runfolder import RunFolder, difference
     from ptycho.runs import look
 
     known = _known(job)
@@ -108,8 +108,9 @@ def _check(job: JobFolder, points: dict[str, Recipe]) -> None:
         folder = Path(recipe.output.directory)
         if name in known and known[name].state != "waiting":
             before = job.recipe_file(name)
-            if Recipe.load(before) != recipe:
-                what = f"is {known[name].state} with another recipe ({before})"
+            # The rule by which reconstruct goes on.
+            if changed := difference(Recipe.load(before).text(), recipe.text()):
+                what = f"is {known[name].state} with another recipe ({before}): {changed}"
                 raise RecipeError(f"{name}: {what}; give another folder with -o, or move this run and its recipe away")
         elif look(folder).state == "waiting":
             RunFolder(folder)

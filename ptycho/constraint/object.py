@@ -142,7 +142,9 @@ def _as_complex(real: Tensor) -> Tensor:
 def _zero_level(phase: Tensor, allowed: Tensor) -> Tensor:
     """The level below which the phases (N,) lack ``allowed`` on average: mean of max(level - phase, 0) = allowed."""
     ordered = torch.sort(phase).values
-    rank = torch.arange(len(ordered), device=phase.device)
+    if torch.are_deterministic_algorithms_enabled():
+        ordered, allowed = ordered.cpu(), allowed.cpu()  # a GPU's running sums come out a little different each time
+    rank = torch.arange(len(ordered), device=ordered.device)
     lack = rank * ordered - torch.cumsum(ordered, 0) + ordered
     k = (lack <= allowed * len(ordered)).sum() - 1
-    return ordered[k] + (allowed * len(ordered) - lack[k]) / (k + 1)
+    return (ordered[k] + (allowed * len(ordered) - lack[k]) / (k + 1)).to(phase.device)

@@ -22,6 +22,10 @@ LIMITS = {
     "pixel_mrad": ("detector", 0.0, math.inf),
     "adu_per_electron": ("data", 0.0, math.inf),
 }
+#: No microscope has so small an aperture; the same number in rad is a usual one.
+_LEAST_MRAD = 0.05
+#: Steps in Å that are taken for a step, and the largest of any other number.
+_STEPS_A, _MOST = (1e-4, 1e6), 1e30
 
 
 def check_number(name: str, value: Any) -> float:
@@ -30,6 +34,10 @@ def check_number(name: str, value: Any) -> float:
     key = f"{section}.{name} = {value!r}"
     if isinstance(value, bool) or not isinstance(value, int | float | np.integer | np.floating) or not math.isfinite(value):
         raise RecipeError(f"{key}: a number in {UNITS[name]} is needed")
+    if name == "semiangle_mrad" and 0 < value < _LEAST_MRAD:
+        raise RecipeError(f"{key} is in rad? write {value * 1e3:g}")
+    if name == "adu_per_electron" and not 0 < np.float32(min(value, _MOST)) < _MOST:  # what divides the patterns
+        raise RecipeError(f"{key}: must be more than 0 ADU, and a number that has a meaning")
     if low < value <= high:
         return float(value)
     if name == "voltage_kV" and low < value / 1e3 <= high:
@@ -46,6 +54,8 @@ def check_step(step: float | Sequence[float]) -> tuple[float, float]:
         pair = np.empty(0)
     if pair.size not in (1, 2) or not (np.isfinite(pair).all() and (pair > 0).all()):
         raise RecipeError(f"scan.step_A = {step!r}: one number or [slow, fast] in Å, more than 0, is needed")
+    if not _STEPS_A[0] <= pair.min() <= pair.max() <= _STEPS_A[1]:
+        raise RecipeError(f"scan.step_A = {step!r}: from {_STEPS_A[0]:g} to {_STEPS_A[1]:g} Å is a step; is it in another unit?")
     return float(pair[0]), float(pair[-1])
 
 
@@ -55,7 +65,7 @@ def check_affine(affine: Sequence[Sequence[float]]) -> Affine:
         matrix = np.asarray(affine, float)
     except (TypeError, ValueError):
         matrix = np.empty(0)
-    if matrix.shape != (2, 2) or not np.isfinite(matrix).all() or abs(np.linalg.det(matrix)) < 1e-6:
+    if matrix.shape != (2, 2) or not (np.abs(matrix) <= 1e6).all() or abs(np.linalg.det(matrix)) < 1e-6:
         raise RecipeError(f"scan.affine = {affine!r}: an invertible matrix [[yy, yx], [xy, xx]] is needed")
     (a, b), (c, d) = matrix.tolist()
     return (a, b), (c, d)

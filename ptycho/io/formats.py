@@ -66,6 +66,7 @@ def open_source(path: str | os.PathLike[str], format: str | None = None, options
     if format is not None and format not in FORMATS:
         raise RecipeError(f"data.format = {format!r}: unknown{suggestion(format, list(FORMATS))}")
     options = replace(options or Options(), dataset=dataset or None)
+    _check_name(file)
     kind = format or ("raw" if options.layout is not None and not file.is_dir() else guess_format(file))
     if kind in _GUARDED:
         check_in_child(file, kind, options)
@@ -74,6 +75,14 @@ def open_source(path: str | os.PathLike[str], format: str | None = None, options
     # Without a format, which of the EMPADs it is comes from the file itself.
     opener = empad.open_empad if kind == "empad" and format is None else FORMATS[kind]
     return opener(file, options)
+
+
+def _check_name(path: Path) -> None:
+    """Raise DataError for a name that no file can have."""
+    try:
+        path.exists()
+    except (OSError, ValueError) as error:
+        raise unreadable(path, error) from None
 
 
 def guess_format(path: Path) -> str:

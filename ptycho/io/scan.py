@@ -58,11 +58,14 @@ def place_frames(header: Header, request: ScanRequest, warnings: list[str]) -> P
     shape = _shape(header, replace(request, flyback=flyback), warnings)
     points, frames = _points_of_frames(header, shape, flyback, request.skip)
     if not len(frames):
-        raise DataError(f"{header.path}: no frame lies in the scan of {shape[0]} x {shape[1]} points; check scan.shape, flyback and skip_frames")
+        raise DataError(
+            f"{header.path}: no frame lies in the scan of {shape[0]} x {shape[1]} points; check scan.shape, flyback and skip_frames = {request.skip}"
+        )
     rows = shape[0] * shape[1]
     if positions is not None and len(positions) not in (rows, header.n_frames):
         raise DataError(
-            f"{header.path}: {len(positions)} positions are given for {header.n_frames} frames; there must be one row for each frame or scan point"
+            f"{header.path}: {len(positions)} positions are given for {header.n_frames} frames: scan.positions_file must have a row for each, "
+            "or for each scan point"
         )
     if len(points) < rows:
         warnings.append(f"{header.path.name}: {rows - len(points)} of {rows} scan points have no frame in the file and are left out")

@@ -49,6 +49,11 @@ class Gradient(Settings):
             raise RecipeError(f"memory = {list(self.memory)}: two positive numbers of passes are needed, as [0.1, 1.0]")
         if self.anneal_epochs < 0:
             raise RecipeError(f"anneal_epochs = {self.anneal_epochs}: a number of epochs, or 0 for all, is needed")
+        if not self.illumination_floor > 0:
+            raise RecipeError(f"illumination_floor = {self.illumination_floor}: a positive share of the brightest pixel's is needed")
+        for name in ("probe_step", "lr", "lr_probe", "lr_positions"):
+            if getattr(self, name) < 0:
+                raise RecipeError(f"{name} = {getattr(self, name)}: it cannot be negative")
         if self.optimizer != "nesterov" and not _is_optimizer(self.optimizer):
             raise RecipeError(f'optimizer = "{self.optimizer}": use "nesterov" or a name from torch.optim, such as "Adam" or "LBFGS"')
 
@@ -211,5 +216,15 @@ class TorchOptimizer(Step):
 
 
 def _is_optimizer(name: str) -> bool:
+    """Whether torch has it, and it takes complex numbers of any shape, as the object's are."""
     found = getattr(torch.optim, name, None)
-    return isinstance(found, type) and issubclass(found, torch.optim.Optimizer) and found is not torch.optim.Optimizer
+    if not (isinstance(found, type) and issubclass(found, torch.optim.Optimizer)):
+        return False
+    number = torch.zeros(1, 1, 1, 1, dtype=torch.complex64, requires_grad=True)
+    number.grad = torch.zeros_like(number)
+    try:
+        kind: Any = found
+        kind([number]).step(lambda: torch.zeros(()))
+    except (TypeError, ValueError, RuntimeError, NotImplementedError):
+        return False
+    return True

@@ -56,14 +56,23 @@ class Judge:
         scores, measured, expected = [], 0.0, 0.0
         for index, counts in self.patterns.batches(self.plan):
             self._follow(index, counts, due)
-            image, counts, weight = seen(self.model, index, counts)
-            scores.append(deviances(self.engine.loss, image, counts, weight))
-            measured += float((self.deviance.measured(image, counts) * weight).sum(dtype=torch.float64))
-            expected += float((self.deviance.expected(image) * weight).sum(dtype=torch.float64))
+            each, sums = self.engine.within_memory(lambda index=index, counts=counts: self._scored(index, counts), len(index))  # type: ignore[misc]
+            scores.append(each)
+            measured, expected = measured + sums[0], expected + sums[1]
         # A model that scatters noise into dark pixels expects more of them: the best model so far says what is to be expected.
         if measured < self._least:
             self._least, self._expected = measured, expected
         return torch.cat(scores).cpu().numpy(), measured / self._expected
+
+    def _scored(self, index: Tensor, counts: Tensor) -> tuple[Tensor, tuple[float, float]]:
+        """Deviance of each pattern by the solver's loss, and of all of them the Poisson deviance and what it should be."""
+        scores, measured, expected = [], 0.0, 0.0
+        for part, some in zip(index.split(self.engine.chunk), counts.split(self.engine.chunk), strict=True):
+            image, data, weight = seen(self.model, part, some)
+            scores.append(deviances(self.engine.loss, image, data, weight))
+            measured += float((self.deviance.measured(image, data) * weight).sum(dtype=torch.float64))
+            expected += float((self.deviance.expected(image) * weight).sum(dtype=torch.float64))
+        return torch.cat(scores), (measured, expected)
 
     def _follow(self, index: Tensor, counts: Tensor, due: Due) -> None:
         each = due.tilt and len(self.model.propagator.tilt_rad) > 1

@@ -12,7 +12,6 @@ import torch
 from torch import Tensor
 
 from ptycho.adjoint import Likelihood
-from ptycho.memory import is_out_of_memory
 from ptycho.solvers.state import tensors_in
 from ptycho.solvers.step import Step
 
@@ -77,10 +76,9 @@ class Recorded:
                 finally:
                     graph.capture_end()
         except RuntimeError as error:
-            if not is_out_of_memory(error):
-                raise
+            # Too little memory for a second set of buffers, as a rule. Nothing has been computed: the batch runs as it did before.
             self._records = False
-            logger.info("too little memory for CUDA graphs: this epoch's batches are launched one by one")
+            logger.info(f"no CUDA graph could be recorded, batches are launched one by one: {str(error).splitlines()[0]}")
             return
         torch.cuda.current_stream().wait_stream(self._stream)
         self._graphs[kind] = (graph, place, loss)
