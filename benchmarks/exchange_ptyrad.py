@@ -4,7 +4,7 @@ Run it in an environment that has both packages (ptyrad 1.0.0 was used) and torc
 
     python benchmarks/exchange_ptyrad.py DATA_DIR --slices 4 --modes 3 --epochs 1
 
-DATA_DIR holds one EMPAD ``*.raw`` and the ``metadata.json`` beside it (as for ptyrad_cpu.py); the middle of the scan is used. PtyRAD builds its
+DATA_DIR holds one EMPAD ``*.raw`` and the ``metadata.json`` beside it (as for peers.py); the middle of the scan is used. PtyRAD builds its
 model from its parameters, runs ``--epochs`` iterations, so that object and probe are no longer the start, and saves its model with its own function.
 One JSON line comes out: the largest difference of the patterns relative to the largest pixel, and the root mean square relative to the patterns',
 both ways. ``there`` is PtyRAD's file in our model, ``back`` is what PtyRAD's model makes of the file that we write of it.
@@ -23,7 +23,8 @@ from typing import Any
 
 import numpy as np
 import torch
-from ptyrad_cpu import import_torchvision, init_params, stub_plotting
+from peer_common import Scan
+from peer_ptyrad import import_torchvision, init_params, stub_plotting
 
 import ptycho
 from ptycho.exchange.patterns import patterns_of
@@ -31,7 +32,7 @@ from ptycho.exchange.patterns import patterns_of
 
 def ptyrad_params(args: argparse.Namespace) -> dict[str, Any]:
     """Parameters of PtyRAD for the middle of the scan, tilted, with its own default jitter of positions."""
-    init = init_params(args.data, args.modes, args.slices)
+    init = init_params(Scan.read(args.data), args.modes, args.slices)
     n, kept = init["pos_N_scan_slow"], args.scan
     first = (n - kept) // 2
     patterns = init["meas_params"].reshape(n, n, 128, 128)[first : first + kept, first : first + kept]
