@@ -158,10 +158,10 @@ def _join(environment: Mapping[str, str], index: int, count: int) -> tuple[Ranks
     from torch.distributed.rendezvous import rendezvous
 
     # torchrun keeps the words itself, and says where; elsewhere the first process does.
-    address = environment.get("MASTER_ADDR", "localhost")
+    job = environment.get("SLURM_JOB_ID", "0")
+    address, port = environment.get("MASTER_ADDR", "localhost"), environment.get("MASTER_PORT") or str(20000 + int(job) % 20000)
     backend = "cpu:gloo,cuda:nccl" if torch.cuda.is_available() and dist.is_nccl_available() else "gloo"
     try:
-        port = int(environment.get("MASTER_PORT") or 20000 + int(environment.get("SLURM_JOB_ID", "0")) % 20000)
         timeout = timedelta(seconds=float(environment.get(TIMEOUT, _TIMEOUT_S)))
         url = "env://" if "RANK" in environment else f"tcp://{address}:{port}"
         store, *_ = next(iter(rendezvous(url, index, count, timeout=timeout)))
@@ -170,7 +170,7 @@ def _join(environment: Mapping[str, str], index: int, count: int) -> tuple[Ranks
         hosts = [""] * count
         dist.all_gather_object(hosts, socket.gethostname())
     except (RuntimeError, ValueError) as error:
-        what = f"process {index} of {count}: no connection with the others at {address}:{environment.get('MASTER_PORT', '')}"
+        what = f"process {index} of {count}: no connection with the others at {address}:{port}"
         raise SubmitError(f"{what} ({' '.join(str(error).split())[-120:]}); start all of them, and check MASTER_ADDR") from None
     line, here = _Line(PrefixStore("ptycho-words", store)), hosts[index]
     return Ranks(index, count, hosts[:index].count(here), hosts.count(here), line), line

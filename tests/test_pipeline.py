@@ -199,7 +199,7 @@ def test_memory(data: ptycho.Dataset4D, tmp_path: Path, monkeypatch: pytest.Monk
     def fail(*_: Any) -> None:
         raise torch.OutOfMemoryError("CUDA out of memory.")
 
-    for step in ("Patterns", "start"):
+    for step in ("patterns_of", "start"):
         monkeypatch.setattr(f"ptycho.course.{step}", fail)
         with pytest.raises(OutOfMemoryError, match="bin the patterns"):
             reconstruct(data, epochs=1, output=tmp_path / step)

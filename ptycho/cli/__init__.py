@@ -81,6 +81,9 @@ def main() -> None:
     """Entry point: errors become one line on stderr and their exit code; a traceback appears only with --debug."""
     # Before torch loads: OpenMP threads that spin while they wait make every other process, and themselves, 20 times slower.
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+    if "MASTER_ADDR" in os.environ and "--debug" not in sys.argv:
+        # Of several processes: where torch's own words about a lost connection are a page of addresses, ours are one line.
+        os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "FATAL")
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="replace")  # a terminal that has no "Å" must not stop a run
