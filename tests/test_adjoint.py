@@ -5,8 +5,9 @@ import torch
 from torch import Tensor
 
 from ptycho.aberrations import parse_aberrations
-from ptycho.adjoint import Likelihood, likelihood
+from ptycho.adjoint import Likelihood
 from ptycho.detector import Detector
+from ptycho.differentiable import likelihood
 from ptycho.loss import Loss
 from ptycho.model import Positions, Ptychography
 from ptycho.multislice import Object

@@ -11,8 +11,9 @@ import torch
 from command import run
 from torch import Tensor
 
-from ptycho.adjoint import Likelihood, likelihood
+from ptycho.adjoint import Likelihood
 from ptycho.benchmark import SETS, Bench, Case, cases_of, standard, synthetic
+from ptycho.differentiable import likelihood
 from ptycho.errors import RecipeError
 from ptycho.loss import Loss
 from ptycho.start import ModelOptions, start

@@ -8,7 +8,8 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
-from ptycho.adjoint import Likelihood, likelihood
+from ptycho.adjoint import Likelihood
+from ptycho.differentiable import likelihood
 from ptycho.elementwise import Momentum
 from ptycho.errors import RecipeError
 from ptycho.holdout import Split
