@@ -36,7 +36,7 @@ _STYLE = """
 _PAGE_STYLE = """
 body { max-width: 66rem } .state { margin: .1rem 0 1.1rem } .state b { margin-right: .6rem } .bad b { color: #b00 }
 #lost { padding: .3rem .8rem; border-left: 3px solid #c60; background: #fff8f0 }
-main p a { color: #2a5a94 }
+main p a { color: #2a5a94 } main > .warnings { margin-top: 1.2rem }
 """
 #: Asks for the page again and puts what is new in the place of what is old: nothing flickers, and it stays when nobody answers any more.
 _SCRIPT = """

@@ -19,7 +19,7 @@ NOTEBOOKS = sorted(FOLDER.glob("*.ipynb"))
 PROMISED: dict[str, dict[str, tuple[float, float]]] = {
     "1_look_and_calibrate": {"defocus_error_A": (0, 12), "rotation_error_deg": (0, 1.0)},
     "2_first_reconstruction": {"correlation": (0.98, 1), "slope": (0.85, 1.1)},
-    "3_thick_crystal_and_depth": {"correlation": (0.99, 1), "one_slice": (0, 0.96), "depth_error_A": (0, 10)},
+    "3_thick_crystal_and_depth": {"correlation": (0.98, 1), "one_slice": (0, 0.96), "below_over_above": (1.15, 3)},
     "4_low_dose_modes_positions": {"correlation": (0.92, 1), "plain": (0, 0.87), "position_error_A": (0, 0.12)},
     "5_from_notebook_to_cluster": {"best_defocus_A": (350, 350), "resumed_is_the_same": (1, 1), "correlation": (0.9, 1)},
 }
