@@ -16,7 +16,7 @@ from typing import Any
 _PACKAGES = ("ptycho", "numpy", "torch", "scipy", "h5py", "hdf5plugin", "typer", "pydantic", "tifffile", "matplotlib")
 #: Package -> what is missing without it.
 _EXTRAS = {"rsciio": "more formats: pip install 'ptycho[formats]'", "zarr": "zspy files: pip install 'ptycho[formats]'",
-           "optuna": "ptycho tune: pip install 'ptycho[tune]'"}  # fmt: skip
+           "optuna": "ptycho tune: pip install 'ptycho[tune]'", "ase": "crystals from CIF files: pip install 'ptycho[structures]'"}  # fmt: skip
 _SIZE = 128
 #: The pass that is foretold.
 PATTERNS = 10_000
