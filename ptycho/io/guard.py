@@ -7,6 +7,7 @@ child process with limits opens the file and reads a few frames exactly as this 
 from __future__ import annotations
 
 import os
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -14,9 +15,12 @@ from pathlib import Path
 from ptycho.errors import DataError
 from ptycho.io.options import Options
 
-#: Opening a sound file takes about a second on a slow network disk.
-_SECONDS = 15.0
+#: Opening a sound file takes the processor less than a second. One that loops for ever is known by that, not by the clock: on a busy
+#: machine, or from a disk far away, a sound file may be long in coming.
+_PROCESSOR_SECONDS, _SECONDS = 15, 300.0
 _MEMORY_BYTES = 6 << 30
+#: The signal to a child that takes too much of the processor (not on Windows).
+_TOO_LONG = int(getattr(signal, "SIGXCPU", 24))
 #: Exit code of a child that refuses the file; its reason is the last line of its output.
 _REFUSED = 4
 
@@ -39,6 +43,8 @@ def check_in_child(path: Path, format: str, options: Options) -> None:
     if done.returncode == _REFUSED:
         reason = done.stdout.decode("utf-8", "replace").strip().rsplit("\n", 1)[-1]
         raise DataError(reason.replace(str(path.absolute()), str(path)) or f"{path}: cannot be read")
+    if done.returncode == -_TOO_LONG:
+        raise DataError(f"{path}: reading does not come to an end; the file is damaged")
     if done.returncode < 0:
         raise DataError(f"{path}: reading it stops the program (signal {-done.returncode}); the file is damaged")
 
@@ -50,7 +56,7 @@ def _main(path: str, format: str, dataset: str, shape: str) -> int:
     from ptycho.io.formats import FORMATS
     from ptycho.io.scan import read_positions
 
-    _limit_memory()
+    _limit()
     try:
         if format == "positions":
             read_positions(path if not dataset else f"{path}::{dataset}", guarded=True)
@@ -72,7 +78,7 @@ def _main(path: str, format: str, dataset: str, shape: str) -> int:
     return 0
 
 
-def _limit_memory() -> None:
+def _limit() -> None:
     try:
         import resource
     except ImportError:  # not on Windows
@@ -80,6 +86,11 @@ def _limit_memory() -> None:
     _, hard = resource.getrlimit(resource.RLIMIT_AS)
     limit = _MEMORY_BYTES if hard == resource.RLIM_INFINITY else min(_MEMORY_BYTES, hard)
     resource.setrlimit(resource.RLIMIT_AS, (limit, hard))
+    # What it took to import is counted too.
+    used = resource.getrusage(resource.RUSAGE_SELF)
+    _, hard = resource.getrlimit(resource.RLIMIT_CPU)
+    seconds = int(used.ru_utime + used.ru_stime) + _PROCESSOR_SECONDS
+    resource.setrlimit(resource.RLIMIT_CPU, (seconds if hard == resource.RLIM_INFINITY else min(seconds, hard), hard))
 
 
 if __name__ == "__main__":
