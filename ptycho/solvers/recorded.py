@@ -24,16 +24,17 @@ _LEAST_BATCHES = 16
 class Recorded:
     """:meth:`Step.batch` for batches of the given ``sizes``, until :meth:`fits` says that something has changed.
 
-    Steps that cannot be recorded, and devices that cannot record, run as they are. ``counts`` must lie at the same place in every call.
-    A kind of batch is recorded at its second time, and not before one of the largest has run: all memory that is allocated once has then been.
+    Steps that cannot be recorded, and devices that cannot record, run as they are. A kind of batch is its size, whether its loss is measured, and
+    where its counts lie, which should be the same place in every call. It is recorded at its second time, and not before one of the largest
+    has run: all memory that is allocated once has then been.
     """
 
     def __init__(self, step: Step, engine: Likelihood, sizes: list[int]) -> None:
         self.step, self.engine, self._largest = step, engine, max(sizes, default=0)
         alone = engine.shard.ranks.count == 1
         self._records = alone and engine.device.type == "cuda" and len(sizes) >= _LEAST_BATCHES and step.recordable
-        self._seen: set[tuple[int, bool]] = set()
-        self._graphs: dict[tuple[int, bool], tuple[torch.cuda.CUDAGraph, Tensor, Tensor]] = {}
+        self._seen: set[tuple[int, bool, int]] = set()
+        self._graphs: dict[tuple[int, bool, int], tuple[torch.cuda.CUDAGraph, Tensor, Tensor]] = {}
         self._stream = torch.cuda.Stream(engine.device) if self._records else None
         self._due, self._places = step.due, list[int]()
 
@@ -44,8 +45,8 @@ class Recorded:
 
     def __call__(self, index: Tensor, counts: Tensor) -> Tensor:
         """The summed loss of the batch before its update, as :meth:`Step.batch` gives it; the next call overwrites it."""
-        kind = (len(index), self.engine.measures)
-        ready = kind in self._seen and any(size == self._largest for size, _ in self._seen)
+        kind = (len(index), self.engine.measures, counts.data_ptr())
+        ready = kind in self._seen and any(size == self._largest for size, *_ in self._seen)
         if self._records and ready and kind not in self._graphs:
             self._record(kind, index, counts)
         self._seen.add(kind)
@@ -62,7 +63,7 @@ class Recorded:
         held = [*model.parameters(), *model.buffers(), *tensors_in(self.step.state_dict())]
         return [tensor.data_ptr() for tensor in held] + self.engine.places()
 
-    def _record(self, kind: tuple[int, bool], index: Tensor, counts: Tensor) -> None:
+    def _record(self, kind: tuple[int, bool, int], index: Tensor, counts: Tensor) -> None:
         assert self._stream is not None
         graph, place = torch.cuda.CUDAGraph(), index.clone()
         pool = next((known.pool() for known, _, _ in self._graphs.values()), None)
