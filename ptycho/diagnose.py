@@ -28,6 +28,8 @@ _DARK_ATOMS = -1.0
 _GRID_CONTRAST, _GRID_SHARE = 30.0, 0.01
 #: So many orders of the raster are looked at; positions that add up to less than this share are none.
 _ORDERS, _RASTER = 8, 0.3
+#: Beams within this part of an order's frequency are the crystal's own, if one of them has this part of the order's power.
+_RING, _CRYSTAL = 0.2, 0.25
 #: The specimen's middle lies this far from the ends of the model, as a share of the depth; one slice holds at most this share.
 _LEAST_DEPTH, _MOST_IN_ONE = 0.2, 0.6
 #: Positions: rms away from an affine map in scan steps, the map's stretch, share of positions with another one closer than a fifth of a step.
@@ -145,6 +147,7 @@ def _grid(model: Ptychography, positions: NDArray[np.float64]) -> list[Finding]:
     fx = torch.fft.rfftfreq(shape[1], dtype=power.dtype, device=power.device)
     y_extent, x_extent = np.maximum(np.ptp(positions, axis=0), 1.0)
     raster[(fy * y_extent).square() + (fx * x_extent).square() < 9] = 0
+    radius, beside = torch.hypot(fy, fx), ~_near(raster >= _RASTER, 3 * shape[0] / y_extent, 3 * shape[1] / x_extent)
     found = []
     for _ in range(_ORDERS):
         row, column = divmod(int(raster.argmax()), raster.shape[1])
@@ -153,7 +156,10 @@ def _grid(model: Ptychography, positions: NDArray[np.float64]) -> list[Finding]:
         away = (((fy - fy[row]) * y_extent).square() + ((fx - fx[column]) * x_extent).square()).sqrt()
         contrast = float(power[away < 1].amax() / power[(away > 3) & (away < 8)].median().clamp_min(1e-30))
         share = float(power[away < 1.5].sum() / power.sum().clamp_min(1e-30))
-        if contrast > _GRID_CONTRAST and share > _GRID_SHARE:
+        # A crystal has beams of its own in other directions too, about as strong; a raster has none but at its orders.
+        others = power[((radius / radius[row, column] - 1).abs() < _RING) & beside]
+        own = len(others) > 0 and float(others.amax()) > _CRYSTAL * float(power[away < 1].amax())
+        if contrast > _GRID_CONTRAST and share > _GRID_SHARE and not own:
             found.append((contrast, model.pixel_A / math.hypot(float(fy[row]), float(fx[column]))))
         raster[away < 3] = 0
     if not found:
@@ -164,6 +170,13 @@ def _grid(model: Ptychography, positions: NDArray[np.float64]) -> list[Finding]:
         "use constraints.grid_filter, or record with more defocus or overlap"
     )
     return [Finding("grid", sentence)]
+
+
+def _near(marked: Tensor, y: float, x: float) -> Tensor:
+    """What is marked (rows periodic) and all that is at most ``y`` rows and ``x`` columns from it."""
+    rows, columns = math.ceil(y), math.ceil(x)
+    wide = torch.nn.functional.pad(marked[None].float(), (0, 0, rows, rows), mode="circular")
+    return torch.nn.functional.max_pool2d(wide, (2 * rows + 1, 2 * columns + 1), stride=1, padding=(0, columns))[0] > 0
 
 
 def _hann(positions: NDArray[np.float64], size: int) -> NDArray[np.float64]:

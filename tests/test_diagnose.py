@@ -74,6 +74,17 @@ def test_each_finding_fires_alone(name):
     assert any(character.isdigit() for character in found[0].sentence) and ";" in found[0].sentence
 
 
+def test_a_crystal_with_a_beam_at_an_order_of_the_raster_has_no_grid():
+    model, before = sound()
+    y, x = (torch.arange(n, dtype=torch.float32) for n in model.object.transmission.shape[-2:])
+    # Three beams of a hexagonal lattice, one of which is the raster's.
+    angles = [
+        2 * torch.pi * (torch.cos(torch.tensor(a)) * (y[:, None] - 16 - MARGIN) + torch.sin(torch.tensor(a)) * x) / 3 for a in (0.0, 1.0472, 2.0944)
+    ]
+    model.object.transmission.data.mul_(torch.exp(0.1j * sum(torch.cos(angle) for angle in angles)))
+    assert names(model, before) == []
+
+
 def test_positions_on_top_of_each_other():
     model, before = sound()
     merged = copy.deepcopy(model)
