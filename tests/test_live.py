@@ -276,18 +276,22 @@ def test_reconstruct_live_tells_where(tmp_path: Path, disk_patterns: NDArray[np.
     assert re.search(r"^live: http://127\.0\.0\.1:\d+/$", ran.err, re.MULTILINE) and "report: run" in ran.out
 
 
-def test_watch_serves_until_it_is_interrupted(tmp_path: Path) -> None:
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_watch_serves_until_it_is_interrupted(tmp_path: Path, number: signal.Signals) -> None:
     folder = begin(tmp_path / "run", "finished")
     with subprocess.Popen(
         [sys.executable, "-u", "-m", "ptycho", "watch", folder], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=environment()
     ) as process:
         assert process.stdout is not None and process.stderr is not None
-        line = process.stdout.readline()
-        found = re.match(r"live: http://127\.0\.0\.1:(\d+)/", line)
-        assert found is not None, line + process.stderr.read()
-        status, page = ask(int(found[1]), "/")
-        process.send_signal(signal.SIGINT)
-        assert process.wait(20) == 0 and process.stderr.read() == ""
+        try:
+            line = process.stdout.readline()
+            found = re.match(r"live: http://127\.0\.0\.1:(\d+)/", line)
+            assert found is not None, line
+            status, page = ask(int(found[1]), "/")
+            process.send_signal(number)
+            assert process.wait(20) == 0 and process.stderr.read() == ""
+        finally:
+            process.kill()
     assert status == 200 and b"finished" in page
 
 

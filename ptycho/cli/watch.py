@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import signal
 from pathlib import Path
 from typing import Annotated
 
@@ -24,6 +25,9 @@ def watch(
     except OSError as error:
         message = f"port {port} of {HOST}: {error.strerror or error}; take another, or leave --port out"
         raise typer.BadParameter(message, param_hint="--port") from None
+    # A script's background jobs are started with the interrupt ignored; TERM ends it as well as Ctrl-C does.
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, signal.default_int_handler)
     typer.echo(f"live: {page.url}  (Ctrl-C ends it)")
     with contextlib.suppress(KeyboardInterrupt):
         page.serve()
