@@ -33,9 +33,8 @@ for number, cell in enumerate(json.load(sys.stdin)):
     last = tree.body.pop() if tree.body and isinstance(tree.body[-1], ast.Expr) else None
     exec(compile(tree, f"cell {number}", "exec"), names)
     value = None if last is None else eval(compile(ast.Expression(last.value), f"cell {number}", "eval"), names)
-    for name in ("_repr_png_", "_repr_html_"):
-        if hasattr(value, name):
-            assert getattr(value, name)()
+    shown = [getattr(value, name)() for name in ("_repr_png_", "_repr_html_") if hasattr(value, name)]
+    assert any(shown) or not shown, type(value)
 print("SCORE " + json.dumps({name: float(value) for name, value in names["score"].items()}))
 """
 
