@@ -17,19 +17,21 @@ from typing import Any
 
 import numpy as np
 import torch
+from matplotlib import colormaps
 from PIL import Image
 
 import ptycho
 from ptycho.constraint import Constraints
-from ptycho.plot import INK, Page, image_with_bar, robust_limits, scanned_phase
+from ptycho.plot import INK, MAP, Page, image_with_bar, robust_limits, scanned_phase
 from ptycho.simulation import Simulated
 from ptycho.solvers.stop import Stop
 
 _IMAGES = Path(__file__).parent / "images"
 #: Counts enough for the amplitude loss and no prior, which would hide how a fault looks.
 _SCAN = ptycho.Simulation(scan_shape=(24, 24), rotation_deg=20.0, defocus_A=200.0, pattern_px=64, pixel_invA=0.05, dose_e_per_A2=1e5)
-#: A panel's side, its width with the colour bar and its height with the title, in inches; colours of the file, for its size.
-_SIDE, _CELL, _HEIGHT, _DPI, _COLOURS = 1.75, 2.2, 2.05, 100, 48
+#: A panel's side, its width with the colour bar and its height with the title, in inches; few colours (of the map, and greys) make a
+#: small file.
+_SIDE, _CELL, _HEIGHT, _DPI, _COLOURS, _GREYS = 1.75, 2.3, 2.05, 92, 28, 6
 
 #: A title and the result below it; "probe" in the title shows the probe in place of the phase.
 Panel = tuple[str, ptycho.Result]
@@ -58,13 +60,10 @@ def flips() -> list[Panel]:
 
 
 def overlap() -> list[Panel]:
-    """Close to focus, the same field in many and in few steps."""
-    few = _simulated(defocus_A=100.0, scan_shape=(7, 7), step_A=3.5).dataset()
-    return [
-        ("step 0.8 Å", _run(_simulated(defocus_A=100.0).dataset())),
-        ("step 3.5 Å", _run(few)),
-        ("step 3.5 Å, ePIE", _run(few, kind="epie", epochs=30)),
-    ]
+    """Close to focus, the same field in many and in few steps along its axes."""
+    many = _simulated(defocus_A=60.0, rotation_deg=0.0, dose_e_per_A2=2e5).dataset()
+    few = _simulated(defocus_A=60.0, rotation_deg=0.0, dose_e_per_A2=2e5, scan_shape=(9, 9), step_A=2.5).dataset()
+    return [("step 0.8 Å", _run(many)), ("step 2.5 Å", _run(few)), ("step 2.5 Å, ePIE", _run(few, kind="epie", epochs=30))]
 
 
 def noise() -> list[Panel]:
@@ -117,8 +116,17 @@ def _drawn(panels: list[Panel]) -> bytes:
         axes = image_with_bar(page, (0.08 + number * _CELL, 0.24), (_SIDE, _SIDE), image, result.pixel_A, limits, "")
         axes.set_title(title, fontsize=7.5, color=INK, pad=4, loc="left")
     file = io.BytesIO()
-    Image.open(io.BytesIO(page.png())).convert("RGB").quantize(_COLOURS, dither=Image.Dither.NONE).save(file, "PNG", optimize=True)
+    drawn = Image.open(io.BytesIO(page.png())).convert("RGB")
+    drawn.quantize(palette=_palette(), dither=Image.Dither.NONE).save(file, "PNG", optimize=True)
     return file.getvalue()
+
+
+def _palette() -> Image.Image:
+    """Evenly spaced, so that steps of colour are steps of the number."""
+    colours = np.concatenate([colormaps[MAP](np.linspace(0, 1, _COLOURS))[:, :3], np.linspace(0, 1, _GREYS)[:, None].repeat(3, 1)])
+    palette = Image.new("P", (1, 1))
+    palette.putpalette(np.rint(255 * colours).astype(np.uint8).tobytes())
+    return palette
 
 
 def main(names: list[str]) -> None:
