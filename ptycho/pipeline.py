@@ -92,6 +92,8 @@ def reconstruct(
     :func:`ptycho.ranks.joined`, are the processes that share the work: all call this function with the same arguments, the first one writes.
     Raises a PtychoError (RecipeError, DataError, OutputError, OutOfMemoryError, DivergedError) with a sentence that says what to do.
     """
+    if not callable(stop):
+        raise RecipeError("stop: a function is needed, which says True when to stop; a solver's own rule belongs into solve=[{...}]")
     if isinstance(source, (str, Path)):
         source = Recipe.load(source)
     recipe = source if isinstance(source, Recipe) else Recipe.of(source)
