@@ -241,3 +241,8 @@ def test_a_wrong_scan_is_repaired_and_the_recipe_says_what_was_found(tmp_path: P
     extent = np.ptp(result.positions_A, axis=0)
     np.testing.assert_allclose(extent, 13 * 0.8, rtol=0.015)  # told: 2.5 % too long
     assert -result.aberrations["C10"] == pytest.approx(200, abs=12)
+
+
+def test_a_solvers_stop_is_no_function():
+    with pytest.raises(RecipeError, match="a function is needed"):
+        ptycho.reconstruct("recipe.toml", stop={"patience": 0})
