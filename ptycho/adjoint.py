@@ -199,14 +199,14 @@ class Likelihood:
         # A transform into fresh memory is faster than one with out=, which copies.
         back = torch.fft.fft2(self._detect(space, batch, chunk, spectra[-1], partial))
         for s in range(transmission.shape[1] - 1, -1, -1):
-            if s == transmission.shape[1] - 1 and batch.descan_ramps is not None:
-                self._descan_gradient(batch, chunk, waves[s], back, patches[:, :, s], partial)
             onward = s > 0 or batch.wants.probe or batch.wants.offsets or batch.wants.opr
+            descans = s == transmission.shape[1] - 1 and batch.descan_ramps is not None
             total = batch.object_patches[chunk, :, s] if batch.object_patches is not None else None
+            if total is None and descans and batch.wants.descan:
+                total = torch.empty_like(patches[:, :, s])
             self.elementwise.object_side(waves[s], back, patches[:, :, s], total, onward)
-            if s == transmission.shape[1] - 1 and batch.descan_ramps is not None and total is not None:
-                # The ramp of the descan is part of the last slice: the object's derivative is without it.
-                total.mul_(batch.descan_ramps[0][chunk, None]).mul_(batch.descan_ramps[1][chunk, None])
+            if total is not None and descans:
+                self._descan_gradient(batch, chunk, total, patches[:, :, s], partial)
             if not onward:
                 return
             back = torch.fft.ifft2(back, norm="forward")
@@ -226,12 +226,12 @@ class Likelihood:
             entrance[:, : variations.shape[1]].addcmul_(change, ramp[:, None])
         return ramp, entrance[:, None]
 
-    def _descan_gradient(self, batch: Batch, chunk: slice, wave: Tensor, back: Tensor, patches: Tensor, partial: Partial) -> None:
-        """By the product of wave and derivative behind the last slice, of which the descan's ramp is part."""
+    def _descan_gradient(self, batch: Batch, chunk: slice, total: Tensor, patches: Tensor, partial: Partial) -> None:
+        """The ramp of the descan is part of the last slice: its derivative, from ``total`` with it, and the object's, ``total`` without it."""
+        assert batch.descan_ramps is not None
         if batch.wants.descan:
-            product = torch.empty_like(patches)
-            self.elementwise.object_side(wave, back, patches, product, onward=False)
-            descan_gradient(self.model, chunk, product, patches, partial)
+            descan_gradient(self.model, chunk, total, patches, partial)
+        total.mul_(batch.descan_ramps[0][chunk, None]).mul_(batch.descan_ramps[1][chunk, None])
 
     def _forward(self, space: Workspace, batch: Batch, chunk: slice, patches: Tensor, entrance: Tensor) -> tuple[list[Tensor], list[Tensor]]:
         """The wave before each slice in real space, and behind each slice in reciprocal space (already propagated but for the last).

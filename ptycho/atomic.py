@@ -68,6 +68,14 @@ def sync_folder(folder: Path) -> None:
             os.close(handle)
 
 
+def make_folder(folder: Path, wanted: Path | None = None) -> None:
+    """Make ``folder`` and all above it that is not there. Raises OutputError that names it, or what is ``wanted`` in it."""
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise unwritable(wanted or folder, error) from None
+
+
 def unwritable(path: Path, error: OSError, n_bytes: int = 0) -> OutputError:
     """The error of a file or folder that cannot be written, in one line."""
     message = f"{path}: cannot be written ({error.strerror or error})"

@@ -15,6 +15,8 @@ from ptycho.aberrations import Aberrations
 
 # CODATA 2022, exact but for the electron mass; scipy.constants takes longer to import than opening a file.
 _PLANCK_JS, _LIGHT_M_S, _CHARGE_C, _MASS_KG = 6.62607015e-34, 299792458.0, 1.602176634e-19, 9.1093837139e-31
+#: An electronvolt in joules.
+JOULE_PER_EV = _CHARGE_C
 _REST_ENERGY_EV = _MASS_KG * _LIGHT_M_S**2 / _CHARGE_C
 
 

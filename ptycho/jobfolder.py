@@ -13,7 +13,7 @@ import tomllib
 from collections.abc import Iterator
 from pathlib import Path
 
-from ptycho.atomic import unwritable, write_file
+from ptycho.atomic import make_folder, write_file
 from ptycho.errors import OutputError
 from ptycho.lock import Lock
 
@@ -84,10 +84,7 @@ class JobFolder:
     @contextlib.contextmanager
     def taken(self) -> Iterator[None]:
         """Inside, nobody else submits runs of this folder. Raises OutputError saying who does."""
-        try:
-            self.path.mkdir(parents=True, exist_ok=True)
-        except OSError as error:
-            raise unwritable(self.path, error) from None
+        make_folder(self.path)
         lock = Lock(self.path)
         lock.take()
         try:

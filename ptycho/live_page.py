@@ -13,7 +13,7 @@ import numpy as np
 
 from ptycho.loss_curve import loss_svg
 from ptycho.preview import EVERY_S, Panel, Preview
-from ptycho.report_page import STYLE, figure, warnings_list
+from ptycho.report_page import document, figure, warnings_list
 
 if TYPE_CHECKING:
     from ptycho.result import EpochRecord
@@ -95,11 +95,9 @@ def live_page(run: Run, preview: Preview | None, history: Sequence[EpochRecord],
 def _page(title: str, main: str) -> str:
     allowed = base64.b64encode(hashlib.sha256(_SCRIPT.encode()).digest()).decode()
     policy = f"default-src 'none'; img-src data:; style-src 'unsafe-inline'; script-src 'sha256-{allowed}'; connect-src 'self'"
-    head = f'<meta charset="utf-8"><meta name="viewport" content="width=device-width, initial-scale=1"><title>{escape(title)}</title>'
-    head += f'<meta http-equiv="Content-Security-Policy" content="{escape(policy)}"><style>{STYLE}{_PAGE_STYLE}</style>'
-    head += f'<noscript><meta http-equiv="refresh" content="{round(EVERY_S)}"></noscript>'
+    refresh = f'<noscript><meta http-equiv="refresh" content="{round(EVERY_S)}"></noscript>'
     body = f'{main}\n<p id="lost" hidden>{escape(_LOST)}</p>\n<script>{_SCRIPT}</script>'
-    return f'<!DOCTYPE html>\n<html lang="en">\n<head>{head}</head>\n<body>\n{body}\n</body>\n</html>\n'
+    return document(title, body, policy, _PAGE_STYLE, refresh)
 
 
 def _state(run: Run) -> str:

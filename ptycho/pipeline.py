@@ -273,7 +273,7 @@ def _warnings(job: Job, prepared: Prepared) -> list[str]:
 def _reconstructed(job: Job, prepared: Prepared, keeper: Keeper) -> Result:
     geometry, text = prepared.data.geometry, prepared.recipe.text()
     nominal = (text, geometry.voltage_kV, geometry.semiangle_mrad, geometry.aberrations)
-    tell = _teller(job, lambda model, history: Result.so_far(model, history, *nominal))
+    tell = _teller(job, lambda model, history: Result.of(model, history, *nominal, final=False))
     model, patterns, history = solve_stages(prepared, job.device, tell, keeper)
     result = Result.of(model, history, *nominal)
     if result.instrument is not None and result.instrument.summary:

@@ -10,7 +10,7 @@ from html import escape
 #: Whatever a data file's names may smuggle in, a browser neither runs nor loads it.
 _POLICY = "default-src 'none'; img-src data:; style-src 'unsafe-inline'"
 #: The one style of all pages.
-STYLE = """
+_STYLE = """
 :root { color-scheme: light }
 body { font: 15px/1.5 system-ui, sans-serif; color: #222; background: #fff; max-width: 58rem; margin: 1.5rem auto 4rem; padding: 0 1rem }
 h1 { font-size: 1.45rem; margin: 0 0 .2rem; overflow-wrap: anywhere }
@@ -48,13 +48,18 @@ class Section:
 
 def page(title: str, summary: str, sections: Sequence[Section]) -> str:
     """The whole file: heading, links to the sections, the sections."""
-    head = f'<meta charset="utf-8"><meta name="viewport" content="width=device-width, initial-scale=1"><title>{escape(title)}</title>'
-    head += f'<meta http-equiv="Content-Security-Policy" content="{escape(_POLICY)}"><style>{STYLE}</style>'
     links = "\n".join(f'<a href="#{section.name}">{escape(section.title)}</a>' for section in sections)
     body = [f"<h1>{escape(title)}</h1>", f'<p class="quiet">{escape(summary)}</p>', f"<nav>{links}</nav>"]
     for section in sections:
         body.append(f'<section id="{section.name}">\n<h2>{escape(section.title)}</h2>\n{section.body}\n</section>')
-    return f'<!DOCTYPE html>\n<html lang="en">\n<head>{head}</head>\n<body>\n' + "\n".join(body) + "\n</body>\n</html>\n"
+    return document(title, "\n".join(body))
+
+
+def document(title: str, body: str, policy: str = _POLICY, style: str = "", more: str = "") -> str:
+    """A file with this body: ``policy`` says what a browser may load and run, ``style`` follows the one of all pages, ``more`` ends the head."""
+    head = f'<meta charset="utf-8"><meta name="viewport" content="width=device-width, initial-scale=1"><title>{escape(title)}</title>'
+    head += f'<meta http-equiv="Content-Security-Policy" content="{escape(policy)}"><style>{_STYLE}{style}</style>{more}'
+    return f'<!DOCTYPE html>\n<html lang="en">\n<head>{head}</head>\n<body>\n{body}\n</body>\n</html>\n'
 
 
 def figure(picture: bytes, caption: str, size: str = "") -> str:

@@ -89,24 +89,16 @@ class Result:
         voltage_kV: float,
         semiangle_mrad: float,
         aberrations: Aberrations,
+        final: bool = True,
     ) -> Result:
-        """The state of ``model`` as a value. ``aberrations`` are the nominal ones; what the probe has learned is measured against them."""
-        from ptycho.probe_fit import total_aberrations  # late: a result is looked at without torch
+        """The state of ``model`` as a value. ``aberrations`` are the nominal ones; what the probe has learned is measured against them.
 
-        result = cls.so_far(model, history, recipe, voltage_kV, semiangle_mrad, aberrations)
-        return replace(result, aberrations=name_aberrations(total_aberrations(model.probe, aberrations, model.propagator.wavelength_A)))
+        Of a model that still learns, not ``final``, they stay the nominal ones: measuring them takes most of the time.
+        """
+        if final:
+            from ptycho.probe_fit import total_aberrations  # late: a result is looked at without torch
 
-    @classmethod
-    def so_far(
-        cls,
-        model: Ptychography,
-        history: Sequence[EpochRecord],
-        recipe: str,
-        voltage_kV: float,
-        semiangle_mrad: float,
-        aberrations: Aberrations,
-    ) -> Result:
-        """The same of a model that still learns: its aberrations stay the nominal ones, since measuring them takes most of the time."""
+            aberrations = total_aberrations(model.probe, aberrations, model.propagator.wavelength_A)
         return cls(
             object=_numpy(model.object.transmission).astype(np.complex64),
             occupancy=_numpy(model.object.occupancy),

@@ -67,14 +67,11 @@ def _write(imported: Imported, folder: Path) -> None:
     """The recipe, if it is one that can be read, then the result and its positions."""
     import tomllib
 
-    from ptycho.atomic import unwritable, write_file
+    from ptycho.atomic import make_folder, write_file
     from ptycho.io.result_file import save_result
     from ptycho.recipe import Recipe
 
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise unwritable(folder, error) from None
+    make_folder(folder)
     if imported.recipe is not None:
         # A source without a data file leaves that line to be filled in; everything else has to be right already.
         tree = tomllib.loads(imported.recipe)

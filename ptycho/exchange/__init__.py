@@ -7,7 +7,7 @@ import os
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from ptycho.atomic import unwritable, write_file
+from ptycho.atomic import make_folder, write_file
 from ptycho.errors import DataError, OutputError
 from ptycho.exchange.formats import STATES, THICKNESSES, TILT, TILTS, Format
 
@@ -47,10 +47,7 @@ def export(result: Result, path: str | os.PathLike[str], to: str | None = None) 
     target = Path(path).expanduser()
     chosen = _chosen(target, to)
     content = chosen.encode(result)
-    try:
-        target.parent.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise unwritable(target, error) from None
+    make_folder(target.parent, target)
     write_file(target, memoryview(content))
     for sentence in chosen.losses(result, target):
         logger.warning(sentence)

@@ -7,10 +7,8 @@ import numpy as np
 
 from ptycho.exchange.formats import mean_object
 from ptycho.exchange.hdf5 import Data, tree_bytes
-from ptycho.geometry import wavelength_A
+from ptycho.geometry import JOULE_PER_EV, wavelength_A
 from ptycho.result import Result
-
-_JOULE_PER_KEV = 1.602176634e-16
 
 
 def encode_cxi(result: Result) -> bytes:
@@ -32,7 +30,7 @@ def encode_cxi(result: Result) -> bytes:
         "is_fft_shifted": np.int64(0),
     }
     source = {
-        "energy": np.float64(result.voltage_kV * _JOULE_PER_KEV),
+        "energy": np.float64(result.voltage_kV * 1e3 * JOULE_PER_EV),
         "wavelength": np.float64(wavelength_A(result.voltage_kV) * 1e-10),
         "probe": "electron",
         "illumination": Data(result.probe),

@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 
 from ptycho.errors import DataError
 from ptycho.frames import FrameSource, Header, Quantity
+from ptycho.geometry import JOULE_PER_EV
 from ptycho.io import hdf5
 from ptycho.io.options import Options
 
@@ -27,7 +28,6 @@ _TRANSLATION = ("entry_1/data_1/translation", "entry_1/sample_1/geometry_1/trans
 _ENERGY = "entry_1/instrument_1/source_1/energy"
 #: The mask's bit for a pixel with a signal above the background: no fault.
 _HAS_SIGNAL = 0x1000
-_JOULE_PER_EV = 1.602176634e-19
 
 
 def recognise_cxi(file: h5py.File) -> bool:
@@ -49,7 +49,7 @@ def open_cxi(path: Path, file: h5py.File, options: Options) -> FrameSource:
     add_angle(header, pixel, hdf5.number(hdf5.find(file, f"{_DETECTOR}/distance")), "x_pixel_size / distance")
     energy = hdf5.number(hdf5.find(file, _ENERGY))
     if energy is not None and energy > 0:
-        tell_photons(header, energy / _JOULE_PER_EV if energy < 1e-10 else energy)  # some write eV in place of J
+        tell_photons(header, energy / JOULE_PER_EV if energy < 1e-10 else energy)  # some write eV in place of J
     if hdf5.find(file, f"{_DETECTOR}/data_dark") is not None:
         header.warnings.append(f"{path.name}: its data_dark is not subtracted; give it as dark when the patterns need it")
     return hdf5.Hdf5Source(file, name, header)

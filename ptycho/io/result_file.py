@@ -21,7 +21,7 @@ import numpy as np
 import tifffile
 from numpy.typing import NDArray
 
-from ptycho.atomic import unwritable, write_file
+from ptycho.atomic import make_folder, write_file
 from ptycho.errors import DataError
 from ptycho.io.files import file_size, unreadable
 from ptycho.io.records import read_array, read_record, read_text, text_array, write_array, write_record, write_text
@@ -68,10 +68,7 @@ def save_result(result: Result, directory: str | os.PathLike[str]) -> Path:
 
 def write_result(path: Path, result: Result) -> Path:
     """Write a result as one HDF5 file, its folder made when missing. Raises OutputError."""
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise unwritable(path, error) from None
+    make_folder(path.parent, path)
     content = bytes(_hdf5(result))
     return write_file(path, content + _SEAL + hashlib.sha256(content).hexdigest().encode())
 
