@@ -163,6 +163,15 @@ def test_a_checkpoint_gives_back_what_was_put_in(tmp_path: Path) -> None:
     assert back[3][:2] == (None, True) and np.isnan(back[3][2]) and back[3][3][0].shape == (0, 2) and (back[3][3][1] == np.arange(4)).all()
 
 
+def test_tensors_lie_in_memory_as_they_did(tmp_path: Path) -> None:
+    numbers = torch.arange(24.0).reshape(2, 3, 4)
+    saved = {"columns": numbers[0].clone().mT, "turned": torch.complex(numbers, -numbers).permute(2, 0, 1), "rows": numbers, "part": numbers[:, 1:]}
+    back = load_checkpoint(save_checkpoint(tmp_path, 1, 1, saved))
+    for name, tensor in saved.items():
+        assert torch.equal(back[name], tensor)
+        assert back[name].stride() == torch.empty_like(tensor, memory_format=torch.preserve_format).stride()
+
+
 def test_two_are_kept_and_a_damaged_one_is_passed_over(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     for epoch in (1, 2, 3):
         save_checkpoint(tmp_path, epoch, 1, {"epoch": epoch})

@@ -27,7 +27,7 @@ from ptycho.errors import DataError
 logger = logging.getLogger("ptycho")
 
 FOLDER, STATE, SUMS = "checkpoints", "state.json", "sha256.txt"
-FORMAT = 1
+FORMAT = 2
 #: The newest may be damaged: never fewer than two.
 KEPT = 2
 #: Tensors go into files of about this size, so that no copy of all of them is needed.
@@ -157,6 +157,8 @@ def _packed(tree: Tree, tensors: list[Tensor]) -> Tree:
     match tree:
         case None | bool() | int() | float() | str():
             return tree
+        case Tensor() if not tree.is_contiguous() and (axes := _axes(tree)) != sorted(axes):
+            return {"$axes": [axes, _packed(tree.permute(axes), tensors)]}
         case Tensor():
             # A complex number is a pair of real ones: not all versions of the format know it.
             flat = torch.view_as_real(tree.detach().resolve_conj()) if tree.is_complex() else tree.detach()
@@ -173,6 +175,11 @@ def _packed(tree: Tree, tensors: list[Tensor]) -> Tree:
     raise TypeError(f"{type(tree).__name__} cannot be kept in a checkpoint")
 
 
+def _axes(tensor: Tensor) -> list[int]:
+    """Axes in the order in which they lie in memory: a matrix by columns is given back by columns, or its products differ in the last bit."""
+    return sorted(range(tensor.ndim), key=lambda axis: tensor.stride()[axis], reverse=True)
+
+
 def _unpacked(tree: Tree, tensors: dict[str, Tensor]) -> Tree:
     if isinstance(tree, list):
         return [_unpacked(item, tensors) for item in tree]
@@ -184,6 +191,9 @@ def _unpacked(tree: Tree, tensors: dict[str, Tensor]) -> Tree:
             return tensors[value]
         case "$complex":
             return torch.view_as_complex(tensors[value])
+        case "$axes":
+            axes, tensor = value[0], _unpacked(value[1], tensors)
+            return tensor.permute([axes.index(axis) for axis in range(len(axes))])
         case "$array":
             return _unpacked(value, tensors).numpy()
         case "$dict":

@@ -210,8 +210,7 @@ class Refinement:
         if held is None or len(held) != len(scalars):
             matrix = self._gauss_newton(index, scalars)
             damping = 1e-2 * matrix.trace() / len(scalars) + 1e-30
-            # As a checkpoint gives it back: by columns, as it comes, its products may differ from those by rows in the last bit.
-            held = torch.linalg.inv(matrix + damping * torch.eye(len(scalars), dtype=matrix.dtype, device=matrix.device)).contiguous()
+            held = torch.linalg.inv(matrix + damping * torch.eye(len(scalars), dtype=matrix.dtype, device=matrix.device))
             self._inverses[name] = held
         return held
 
